@@ -1,0 +1,157 @@
+"""The pipeline as data, and the one function that cuts entry points out of it.
+
+Were each entry point (whole clip, decoded tensors, features) written by hand, they would drift
+apart. So the pipeline is one DAG of steps (design 3), and every ensemble, client path and edge
+split is a cut through it: name what comes in and what is wanted out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from merkit.contract import (
+    CONTRACT_ID_BYTES,
+    MODALITIES,
+    Contract,
+    Preprocessing,
+    StepSpec,
+    TensorSpec,
+    Voter,
+)
+from merkit.errors import InvalidInputError
+
+GROUPS = {
+    "a": "audio_features",
+    "t": "text_features",
+    "v": "face_features",
+    "j": "joint_features",
+    "V": "face_features_large",
+}
+"""Feature groups by the seed's letters (2.1); `V` is InternViT's."""
+
+GROUP_MODALITIES = {
+    "a": ("audio",),
+    "t": ("text",),
+    "v": ("video",),
+    "j": ("audio", "text"),
+    "V": ("video",),
+}
+"""A group is present when any of its modalities is."""
+
+SEED_VOTERS = (
+    Voter("a+t+v", ("a", "t", "v")),  # eq. 1
+    Voter("a+v+j", ("a", "v", "j")),  # eq. 2
+    Voter("t+v+j", ("t", "v", "j")),  # eq. 3
+    Voter("t+V+j", ("t", "V", "j")),  # the seed leaves its fourth branch open (eq. 7)
+)
+
+BYTES_IN = ("clip", "text")
+DECODED_IN = ("face_crops", "face_count", "waveform", "waveform_length", "text")
+OUTCOME = ("label", "scores", "contract_id", "branch_scores", "branch_contributions", "presence")
+DETAIL = ("face_boxes", "face_times", "face_confidence", "media_info")
+
+
+def standard_contract(
+    labels: Sequence[str],
+    widths: Mapping[str, int],
+    preprocessing: Preprocessing | None = None,
+    voters: Sequence[Voter] = SEED_VOTERS,
+) -> Contract:
+    """The seed's pipeline without its noise chain (the caller gives the transcript).
+
+    Args:
+        labels: class names in the order of every score axis.
+        widths: feature width of each group in `GROUPS`.
+        preprocessing: constants; the defaults are the tiny profile's.
+        voters: branches in rank order, best first.
+    """
+    p = preprocessing or Preprocessing()
+    size, side = p.face_size, p.face_size * p.grid
+    mel_frames = round(p.joint_window_seconds * 100)
+    classes, votes, groups = len(labels), len(voters), len(GROUPS)
+
+    def tensor(dtype: str, *shape: int | str) -> TensorSpec:
+        return TensorSpec(dtype, ("batch", *shape))  # type: ignore[arg-type]
+
+    tensors = {
+        "clip": tensor("uint8", "bytes"),
+        "text": tensor("string", 1),
+        "frames": tensor("uint8", "frames", "height", "width", 3),
+        "frame_times": tensor("float32", "frames"),
+        "waveform": tensor("float32", "samples"),
+        "waveform_length": tensor("int64", 1),
+        "media_info": tensor("string", 1),
+        "face_crops": tensor("uint8", "faces", size, size, 3),
+        "face_count": tensor("int64", 1),
+        "face_boxes": tensor("float32", "faces", 4),
+        "face_times": tensor("float32", "faces"),
+        "face_confidence": tensor("float32", "faces"),
+        "text_ids": tensor("int64", "tokens"),
+        "text_length": tensor("int64", 1),
+        "joint_ids": tensor("int64", "joint_tokens"),
+        "joint_length": tensor("int64", 1),
+        "face_grid": tensor("float32", 3, side, side),
+        "audio_values": tensor("float32", "audio_samples"),
+        "audio_mask": tensor("int64", "audio_samples"),
+        "log_mel": tensor("float32", p.mel_bins, mel_frames),
+        "presence": tensor("bool", len(MODALITIES)),
+        **{GROUPS[g]: tensor("float32", widths[g]) for g in GROUPS},
+        "branch_scores": tensor("float32", votes, classes),
+        "branch_contributions": tensor("float32", votes, groups),
+        "label": tensor("int64"),
+        "scores": tensor("float32", classes),
+        "contract_id": tensor("uint8", CONTRACT_ID_BYTES),
+    }
+    audio = ("waveform", "waveform_length")
+    faces = ("face_crops", "face_count", "face_boxes", "face_times", "face_confidence")
+    ids = ("text_ids", "text_length", "joint_ids", "joint_length")
+    made = ("face_grid", "audio_values", "audio_mask", "log_mel", "presence")
+    sound_or_words = ("log_mel", "joint_ids", "joint_length", "presence")
+    features = (*(GROUPS[g] for g in GROUPS), "presence")
+    steps = (
+        StepSpec("decode", "python", ("clip",), ("frames", "frame_times", *audio, "media_info")),
+        StepSpec("faces", "python", ("frames", "frame_times"), faces),
+        StepSpec("tokenize", "python", ("text",), ids),
+        StepSpec("preprocess", "onnx", (*faces[:2], *audio, "text_length"), made),
+        StepSpec("face_encoder", "onnx", ("face_grid",), ("face_features",), ("video",)),
+        StepSpec("face_encoder_large", "onnx", ("face_grid",), (GROUPS["V"],), ("video",)),
+        StepSpec("audio_encoder", "onnx", made[1:3], ("audio_features",), ("audio",)),
+        StepSpec("text_encoder", "onnx", ids[:2], ("text_features",), ("text",)),
+        StepSpec("joint_encoder", "onnx", sound_or_words, (GROUPS["j"],), ("audio", "text")),
+        StepSpec("fusion", "onnx", features, ("branch_scores", "branch_contributions")),
+        StepSpec("voting", "onnx", ("branch_scores",), ("label", "scores", "contract_id")),
+    )
+    return Contract(tuple(labels), tuple(voters), tuple(GROUPS), p, tensors, steps)
+
+
+def cut(
+    steps: Sequence[StepSpec], inputs: Collection[str], outputs: Collection[str]
+) -> tuple[StepSpec, ...]:
+    """The steps that lie between `inputs` and `outputs`, in an order in which they can run.
+
+    A step is kept when something wanted depends on it and is not given. Raises
+    InvalidInputError when an output cannot be reached from the inputs.
+    """
+    makers = {name: step for step in steps for name in step.outputs}
+    kept: list[StepSpec] = []
+    open_names: set[str] = set()
+
+    def need(name: str) -> None:
+        if name in inputs or makers.get(name) in kept:
+            return
+        step = makers.get(name)
+        if step is None or name in open_names:
+            raise InvalidInputError(
+                f"the tensor {name!r} is neither given nor made by a step",
+                f"inputs from which {sorted(outputs)} can be computed",
+                f"give {name!r}, or a tensor before it, beside {sorted(inputs)}",
+            )
+        open_names.add(name)
+        for wanted in step.inputs:
+            need(wanted)
+        open_names.discard(name)
+        kept.append(step)
+
+    for name in outputs:
+        need(name)
+    return tuple(kept)

@@ -1,0 +1,1 @@
+"""merkit_training."""
