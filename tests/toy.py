@@ -1,0 +1,215 @@
+"""A toy bundle: every step of the standard contract as a graph of a few nodes, made in a blink.
+
+Tests of the SDK, the server and the exporter's checks need a whole bundle, not a good one. This
+one has random weights of width 8, honours every tensor of the contract, and needs no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from merkit.bundle import Bundle, sha256_file, write_manifest
+from merkit.contract import MODALITIES, Contract, TensorSpec
+from merkit.pipeline import GROUP_MODALITIES, GROUPS, standard_contract
+
+LABELS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
+WIDTH = 8
+ONNX_TYPES = {
+    "uint8": TensorProto.UINT8,
+    "int64": TensorProto.INT64,
+    "float32": TensorProto.FLOAT,
+    "bool": TensorProto.BOOL,
+}
+
+
+def write_toy_bundle(root: Path, labels: tuple[str, ...] = LABELS, seed: int = 0) -> Bundle:
+    """Writes a bundle below `root` and opens it."""
+    contract = standard_contract(labels, dict.fromkeys(GROUPS, WIDTH))
+    rng = np.random.default_rng(seed)
+    makers = {
+        "preprocess": _preprocess,
+        "face_encoder": lambda g: _encoder(g, "face_grid", (1, 2, 3), rng, GROUPS["v"]),
+        "face_encoder_large": lambda g: _encoder(g, "face_grid", (1, 2, 3), rng, GROUPS["V"]),
+        "audio_encoder": lambda g: _encoder(g, "audio_values", (1,), rng, GROUPS["a"]),
+        "text_encoder": lambda g: _encoder(g, "text_ids", (1,), rng, GROUPS["t"]),
+        "joint_encoder": lambda g: _encoder(g, "joint_ids", (1,), rng, GROUPS["j"]),
+        "fusion": lambda g: _fusion(g, contract, rng),
+        "voting": lambda g: _voting(g, contract),
+    }
+    digests = {}
+    for name, make in makers.items():
+        path = root / name / "1" / "model.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(_model(name, contract, make), path)
+        digests[name] = sha256_file(path)
+    tokenizer = root / "tokenize" / "1" / "tokenizer.json"
+    tokenizer.parent.mkdir(parents=True, exist_ok=True)
+    _tokenizer(tokenizer)
+    digests["tokenize"] = sha256_file(tokenizer)
+    voters = [{"name": v.name, "waf": 0.5, "temperature": 1.0} for v in contract.voters]
+    return write_manifest(root, contract, digests, {"name": "toy", "voters": voters})
+
+
+class _Graph:
+    """Nodes with automatic names, for graphs short enough to write by hand."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def __call__(self, op: str, *inputs: str, name: str | None = None, **attributes: object) -> str:
+        output = name or f"{op.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+        return output
+
+    def constant(self, value: object, dtype: str = "float32") -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array(value, dtype), name))
+        return name
+
+
+def _model(step: str, contract: Contract, make: object) -> onnx.ModelProto:
+    graph = _Graph()
+    make(graph)  # type: ignore[operator]
+    spec = contract.step(step)
+    read = {name for node in graph.nodes for name in node.input}
+    for name in spec.inputs:  # ORT drops what nothing reads: read it
+        if name not in read:
+            graph("Identity", name)
+    made = helper.make_graph(
+        graph.nodes,
+        step,
+        [_value(name, contract.tensors[name]) for name in spec.inputs],
+        [_value(name, contract.tensors[name]) for name in spec.outputs],
+        graph.constants,
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {"contract_id": contract.contract_id})
+    onnx.checker.check_model(model)
+    return model
+
+
+def _value(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], list(spec.shape))
+
+
+def _preprocess(g: _Graph) -> None:
+    total = g(
+        "ReduceSum",
+        g("Cast", "face_crops", to=TensorProto.FLOAT),
+        g.constant([1], "int64"),
+        keepdims=0,
+    )
+    image = g("Transpose", g("Div", total, g.constant(2040.0)), perm=[0, 3, 1, 2])
+    g("Tile", image, g.constant([1, 1, 2, 2], "int64"), name="face_grid")
+    g("Pad", "waveform", g.constant([0, 0, 0, 1600], "int64"), name="audio_values")
+    ones = g("Add", g("Mul", "audio_values", g.constant(0.0)), g.constant(1.0))
+    g("Cast", ones, name="audio_mask", to=TensorProto.INT64)
+    mean = g(
+        "Unsqueeze",
+        g("ReduceMean", "audio_values", g.constant([1], "int64")),
+        g.constant([2], "int64"),
+    )
+    g("Mul", mean, g.constant(np.ones((1, 80, 400))), name="log_mel")
+    zero, short = g.constant(0, "int64"), g.constant(1600, "int64")
+    presence = [
+        g("Greater", "face_count", zero),
+        g("Greater", "waveform_length", short),
+        g("Greater", "text_length", zero),
+    ]
+    g("Concat", *presence, axis=1, name="presence")
+
+
+def _encoder(
+    g: _Graph, source: str, axes: tuple[int, ...], rng: np.random.Generator, output_name: str
+) -> None:
+    values = g("Cast", source, to=TensorProto.FLOAT)
+    mean = g("ReduceMean", values, g.constant(axes, "int64"), keepdims=0)
+    column = g("Unsqueeze", mean, g.constant([1], "int64"))
+    output = g("MatMul", column, g.constant(rng.normal(size=(1, WIDTH))))
+    g("Tanh", output, name=output_name)
+
+
+def _fusion(g: _Graph, contract: Contract, rng: np.random.Generator) -> None:
+    present = {}
+    for group, modalities in GROUP_MODALITIES.items():
+        mask = np.isin(MODALITIES, modalities).astype("float32")[:, None]
+        hits = g("MatMul", g("Cast", "presence", to=TensorProto.FLOAT), g.constant(mask))
+        present[group] = g("Min", hits, g.constant(1.0))
+    rows, shares = [], []
+    for voter in contract.voters:
+        masked = [g("Mul", GROUPS[group], present[group]) for group in voter.groups]
+        width = WIDTH * len(voter.groups)
+        weights = g.constant(rng.normal(size=(width, len(contract.labels))))
+        scores = g("Softmax", g("MatMul", g("Concat", *masked, axis=1), weights), axis=1)
+        anyone = g("Min", g("Sum", *(present[group] for group in voter.groups)), g.constant(1.0))
+        rows.append(g("Unsqueeze", g("Mul", scores, anyone), g.constant([1], "int64")))
+        mine = [
+            present[p] if p in voter.groups else g("Mul", present[p], g.constant(0.0))
+            for p in GROUPS
+        ]
+        share = g("Concat", *mine, axis=1)
+        total = g("Max", g("ReduceSum", share, g.constant([1], "int64")), g.constant(1.0))
+        shares.append(g("Unsqueeze", g("Div", share, total), g.constant([1], "int64")))
+    g("Concat", *rows, axis=1, name="branch_scores")
+    g("Concat", *shares, axis=1, name="branch_contributions")
+
+
+def _voting(g: _Graph, contract: Contract) -> None:
+    voters, classes = len(contract.voters), len(contract.labels)
+    top = g("ArgMax", "branch_scores", axis=2, keepdims=0)
+    hot = g("OneHot", top, g.constant([classes], "int64"), g.constant([0.0, 1.0]), axis=2)
+    cast = g(
+        "Cast",
+        g("Greater", g("ReduceMax", "branch_scores", g.constant([2], "int64")), g.constant(0.0)),
+        to=1,
+    )
+    votes = g("Mul", hot, cast)
+    counts = g("CumSum", votes, g.constant(1, "int64"))
+    most = g("ReduceMax", counts, g.constant([2], "int64"))
+    modes = g(
+        "ReduceSum", g("Cast", g("Equal", counts, most), to=1), g.constant([2], "int64"), keepdims=0
+    )
+    single = g("Cast", g("Equal", modes, g.constant(1.0)), to=1)
+    depth = g("ArgMax", single, axis=1, keepdims=0, select_last_index=1)
+    pick = g("OneHot", depth, g.constant([voters], "int64"), g.constant([0.0, 1.0]), axis=1)
+    chosen = g(
+        "ReduceSum",
+        g("Mul", counts, g("Unsqueeze", pick, g.constant([2], "int64"))),
+        g.constant([1], "int64"),
+        keepdims=0,
+    )
+    winner = g("ArgMax", chosen, axis=1, keepdims=0)
+    nobody = g(
+        "Equal", g("ReduceMax", chosen, g.constant([1], "int64"), keepdims=0), g.constant(0.0)
+    )
+    g("Where", nobody, g.constant(-1, "int64"), winner, name="label")
+    agree = g(
+        "MatMul",
+        votes,
+        g(
+            "Unsqueeze",
+            g("OneHot", winner, g.constant([classes], "int64"), g.constant([0.0, 1.0]), axis=1),
+            g.constant([2], "int64"),
+        ),
+    )
+    total = g("ReduceSum", g("Mul", "branch_scores", agree), g.constant([1], "int64"), keepdims=0)
+    number = g("Max", g("ReduceSum", agree, g.constant([1], "int64"), keepdims=0), g.constant(1.0))
+    g("Div", total, number, name="scores")
+    identity = g.constant([list(bytes.fromhex(contract.contract_id))], "uint8")
+    batch = g("Shape", "label")
+    g("Expand", identity, g("Concat", batch, g.constant([16], "int64"), axis=0), name="contract_id")
+
+
+def _tokenizer(path: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0} | {letter: i + 1 for i, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([AddedToken("<pad>", special=True)])
+    tokenizer.save(str(path))
