@@ -1,0 +1,30 @@
+"""Sizes and schedules of the two face encoders, readable without importing torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from merkit_training.settings import Amount, Count, Share
+
+
+@dataclass(frozen=True)
+class FaceEncoderConfig:
+    """A face encoder: first taught on single faces, then on grids of four (seed Fig. 2)."""
+
+    architecture: Literal["vit", "internvit"] = "vit"  # ViT-Base's, or InternViT-6B's
+    hidden: Count = 128  # width of the features
+    layers: Count = 4
+    heads: Count = 4
+    patch: Count = 8  # pixels; must divide the side of a face
+    single_epochs: Count = 2  # over single faces, with the eight classes of FACE8
+    grid_epochs: Count = 3  # over grids, with the six classes of MER6
+    batch_size: Count = 64
+    lr: Amount = 1e-3  # peak rate on single faces
+    grid_lr: Amount = 4e-4  # peak rate on grids
+    label_smoothing: Share = 0.05
+    threads: Count = 2  # of torch, while this stage trains
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")

@@ -1,0 +1,123 @@
+"""The recipe: every size, seed and schedule of a training run in one validated value.
+
+The same classes build the profiles `tiny`, `base` and `paper`; only the recipe differs. Were
+sizes scattered over the code, no run could be repeated from what its run folder records.
+
+Each stage owns its table's dataclass; this module only knows where to find it (`TABLES`), so
+that reading a recipe never needs a stage's heavy imports.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merkit.contract import Preprocessing
+from merkit.errors import InvalidInputError
+from merkit_training.settings import Natural, from_table
+
+if TYPE_CHECKING:
+    from merkit_training.encoders.audio import AudioConfig
+    from merkit_training.encoders.config import FaceEncoderConfig
+    from merkit_training.encoders.joint import JointConfig
+    from merkit_training.encoders.text import TextConfig
+    from merkit_training.fusion.train import FusionConfig
+    from merkit_training.synth.config import SynthConfig
+
+TABLES = {
+    "synth": "merkit_training.synth.config:SynthConfig",
+    "face_encoder": "merkit_training.encoders.config:FaceEncoderConfig",
+    "face_encoder_large": "merkit_training.encoders.config:FaceEncoderConfig",
+    "audio_encoder": "merkit_training.encoders.audio:AudioConfig",
+    "text_encoder": "merkit_training.encoders.text:TextConfig",
+    "joint_encoder": "merkit_training.encoders.joint:JointConfig",
+    "fusion": "merkit_training.fusion.train:FusionConfig",
+}
+"""Where each table's dataclass lives, as `module:class`."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run is called and the seed that all of its stages derive theirs from."""
+
+    name: str = "tiny"
+    seed: Natural = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run; the fields are the tables of the TOML file."""
+
+    run: RunConfig
+    preprocessing: Preprocessing
+    synth: SynthConfig
+    face_encoder: FaceEncoderConfig
+    face_encoder_large: FaceEncoderConfig
+    audio_encoder: AudioConfig
+    text_encoder: TextConfig
+    joint_encoder: JointConfig
+    fusion: FusionConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `recipe.json` of the run folder."""
+        return asdict(self)
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same recipe under another seed."""
+        return replace(self, run=replace(self.run, seed=seed))
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads a recipe from a TOML file; a missing table takes its dataclass's defaults.
+
+    Raises:
+        InvalidInputError: no file, no TOML, an unknown table or key, a wrong type or value.
+    """
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InvalidInputError(
+            f"the recipe {path} cannot be read ({error.strerror})",
+            "a TOML file",
+            "give the path of one, such as training/recipes/tiny.toml",
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path} is no TOML ({error})", "a recipe in TOML") from None
+    return recipe_from(tables, path.name)
+
+
+def recipe_from(tables: Mapping[str, Any], where: str = "recipe.json") -> Recipe:
+    """The recipe that `tables` (of TOML or of `Recipe.to_json`) describe; errors as above."""
+    known = ("run", "preprocessing", *TABLES)
+    if unknown := sorted(set(tables) - set(known)):
+        raise InvalidInputError(
+            f"{where} has the unknown table [{unknown[0]}]",
+            f"tables among {', '.join(known)}",
+            "correct or remove it",
+        )
+    classes = {"run": RunConfig, "preprocessing": Preprocessing}
+    classes |= {name: _resolve(location) for name, location in TABLES.items()}
+    return Recipe(
+        **{
+            name: from_table(cls, tables.get(name, {}), f"{where} [{name}]")
+            for name, cls in classes.items()
+        }
+    )
+
+
+def _resolve(location: str) -> type[Any]:
+    module, _, name = location.partition(":")
+    try:
+        resolved: type[Any] = getattr(import_module(module), name)
+    except ModuleNotFoundError:  # until every stage exists
+        return _Empty
+    return resolved
+
+
+@dataclass(frozen=True)
+class _Empty:
+    pass
