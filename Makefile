@@ -1,0 +1,78 @@
+# Two commands matter: `make demo` and `make test`. Everything lives in .venv and .venv-triton here.
+#
+#   PYTHON=python3.11   the interpreter that makes the environments (3.11 or newer)
+#   TORCH_INDEX=URL     a wheel index with a CPU build of torch, to avoid the CUDA build
+#   PIP_ARGS=...        anything else pip should hear
+
+PYTHON ?= python3
+PIP_ARGS ?=
+TORCH_INDEX ?=
+BUNDLE ?= triton_repo/models
+RECIPE ?= training/recipes/tiny.toml
+CORPUS ?= data/tiny
+RUN ?= runs/tiny
+
+BIN := .venv/bin
+FLAGS := --disable-pip-version-check --quiet
+# pip of the environment $(1); where it has none (no ensurepip), the interpreter's own pip
+PIP_OF = $$($(1)/bin/python -m pip --version >/dev/null 2>&1 && echo $(1)/bin/python -m pip \
+  || echo $(PYTHON) -m pip --python $(1)/bin/python)
+INSTALL = $(call PIP_OF,$(1)) install $(FLAGS) $(PIP_ARGS)
+MAKE_ENV = $(PYTHON) -m venv $(1) 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(1)
+INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PACKAGES := sdk training export benchmarks
+LOCK := pyproject.toml constraints.txt
+
+.PHONY: demo test check bundle bench serve triton install clean
+
+demo: .venv/.demo  ## predict the sample clip with the checked-in bundle; no torch
+	$(BIN)/merkit predict docs/media/sample.mp4 --text "$$(cat docs/media/sample.txt)" \
+	  --bundle $(BUNDLE) --report out/demo.html
+
+test: .venv/.dev .venv-triton/.ready  ## the whole suite, the real Triton server included
+	$(BIN)/python -m pytest $(TESTS)
+
+check: .venv/.dev  ## lint, types, layers, wheel contents
+	$(BIN)/ruff check $(PACKAGES) tests
+	$(BIN)/ruff format --check $(PACKAGES) tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	rm -rf dist && $(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	$(BIN)/check-wheel-contents dist/*.whl
+
+bundle: .venv/.dev  ## corpus, training, export, proof: rewrites $(BUNDLE); about an hour
+	$(BIN)/merkit-train synth $(CORPUS) --recipe $(RECIPE)
+	$(BIN)/merkit-train run $(RECIPE) --corpus $(CORPUS) --out $(RUN)
+	$(BIN)/merkit-export build $(RUN) --out $(BUNDLE)
+	$(BIN)/merkit-export verify $(BUNDLE) --run $(RUN) --clips $(CORPUS)/clips/test_multi
+
+bench: .venv/.dev .venv-triton/.ready  ## PyTorch, embedded and Triton side by side
+	$(BIN)/python -m merkit_bench --bundle $(BUNDLE) --run $(RUN) --out out/bench
+
+serve: .venv/.dev .venv-triton/.ready  ## the checked-in bundle on Triton, loopback
+	$(BIN)/merkit serve $(BUNDLE)
+
+triton: .venv-triton/.ready  ## the server's environment alone
+
+install: .venv/.dev
+
+clean:  ## environments, builds and outputs; never data/ or runs/
+	rm -rf .venv .venv-triton dist out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+.venv/bin/python:
+	$(call MAKE_ENV,.venv)
+
+.venv/.demo: $(LOCK) | .venv/bin/python
+	$(call INSTALL,.venv) -c constraints.txt -e '.[demo]'
+	touch $@
+
+.venv/.dev: $(LOCK) | .venv/bin/python
+	$(call INSTALL,.venv) $(INDEX) -c constraints.txt -e '.[dev]'
+	touch $@ .venv/.demo
+
+# The wheel's server wants numpy<2 and so an environment of its own.
+.venv-triton/.ready: triton_repo/requirements.txt
+	$(call MAKE_ENV,.venv-triton)
+	$(call INSTALL,.venv-triton) -r triton_repo/requirements.txt || \
+	  echo "no Triton wheel for this platform: tests that serve will be skipped"
+	touch $@
