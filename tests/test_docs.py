@@ -1,0 +1,49 @@
+"""Documented commands are executed: a README whose commands fail is worse than none."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+BLOCK = re.compile(r"(?:<!-- not run in tests: ([^>]+) -->\n)?```(sh|python)\n(.*?)```", re.DOTALL)
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(match[2], match[3], match[1], id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, match in enumerate(BLOCK.finditer(page.read_text("utf-8")))
+]
+
+
+@pytest.mark.parametrize(("language", "code", "reason"), BLOCKS)
+def test_documented_commands_run(language: str, code: str, reason: str, tmp_path: Path) -> None:
+    if reason:
+        pytest.skip(reason)
+    if code.startswith("make "):
+        targets = re.findall(r"^make (\w+)", code, re.MULTILINE)
+        subprocess.run(["make", "-n", *targets], cwd=REPOSITORY, check=True, capture_output=True)
+        return
+    for name in ("docs", "triton_repo"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = ["bash", "-euc", code] if language == "sh" else [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr or done.stdout
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    link = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+    broken = [
+        f"{page.name}: {target}"
+        for page in PAGES
+        for target in link.findall(page.read_text("utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert not broken
