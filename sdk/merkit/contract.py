@@ -57,6 +57,7 @@ class Preprocessing:
 
     sample_rate: int = 16_000  # Hz
     frames_per_clip: int = 8  # frames sampled evenly over the clip's duration
+    max_frame_side: int = 640  # sampled frames are scaled down to this longer side, in pixels
     face_size: int = 64  # side of a face crop, in pixels
     face_margin: float = 0.0  # the crop's box is the detector's, grown by this share of its side
     grid: int = 2  # a face grid has grid x grid tiles, in time order, row by row
