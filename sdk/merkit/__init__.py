@@ -1,3 +1,57 @@
-"""merkit: multimodal emotion recognition, embedded or served from one bundle."""
+"""merkit: multimodal emotion recognition, embedded or served from one bundle.
+
+    import merkit
+    with merkit.load("triton_repo/models") as client:
+        print(client.predict("clip.mp4", text="I did not expect that!").label)
+
+Names load when first used, so that `import merkit` costs next to nothing and an application pays
+only for the backend that it opens.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from merkit import errors
+    from merkit.client import Client, Clip, connect, load
+    from merkit.errors import MerkitError
+    from merkit.results import Face, Prediction, Vote
 
 __version__ = "0.1.0"
+__all__ = [
+    "Client",
+    "Clip",
+    "Face",
+    "MerkitError",
+    "Prediction",
+    "Vote",
+    "__version__",
+    "connect",
+    "errors",
+    "load",
+]
+
+_HOMES = {
+    "Client": "merkit.client",
+    "Clip": "merkit.client",
+    "connect": "merkit.client",
+    "load": "merkit.client",
+    "Face": "merkit.results",
+    "Prediction": "merkit.results",
+    "Vote": "merkit.results",
+    "MerkitError": "merkit.errors",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return import_module("merkit.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'merkit' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

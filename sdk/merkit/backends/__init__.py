@@ -1,1 +1,1 @@
-"""backends."""
+"""Executors of the pipeline behind one narrow interface; see `merkit.backends.base`."""

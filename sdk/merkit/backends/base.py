@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from merkit.contract import Contract
+from merkit.contract import Contract, TensorSpec
+from merkit.errors import InvalidInputError
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -47,3 +48,60 @@ class Backend(Protocol):
 def strings(*values: str) -> NDArray[np.object_]:
     """A `string` tensor of shape [batch, 1], as every backend expects it."""
     return np.array([[value] for value in values], dtype=np.object_)
+
+
+DTYPES = {"uint8": np.uint8, "int64": np.int64, "float32": np.float32, "bool": np.bool_}
+LENGTHS = {
+    "face_count": "faces",
+    "waveform_length": "samples",
+    "text_length": "tokens",
+    "joint_length": "joint_tokens",
+}
+"""Tensors that say how much of a padded dimension is real."""
+
+
+def check_tensors(contract: Contract, tensors: Tensors) -> None:
+    """Compares entry tensors with the contract before anything runs.
+
+    Graphs would accept some wrong tensors (a float where an integer is meant, a length beyond the
+    padding) and fail on others with a message about a node nobody has heard of.
+
+    Raises:
+        InvalidInputError: names the tensor, what was found and what the contract expects.
+    """
+    sizes: dict[str, int] = {}
+    for name, value in tensors.items():
+        spec = contract.tensors.get(name)
+        if spec is None:
+            known = ", ".join(sorted(contract.tensors))
+            raise _invalid(name, "which the pipeline does not know", f"one of: {known}")
+        _check_type(name, value, spec)
+        if value.ndim != len(spec.shape):
+            found = f"of shape {list(value.shape)}"
+            raise _invalid(name, found, f"{len(spec.shape)} dimensions: {list(spec.shape)}")
+        for size, want in zip(value.shape, spec.shape, strict=True):
+            agreed = sizes.setdefault(want, size) if isinstance(want, str) else want
+            if size != agreed:
+                found = f"of shape {list(value.shape)}"
+                raise _invalid(name, found, f"{list(spec.shape)} with {want} = {agreed}")
+    for name, dimension in LENGTHS.items():
+        if name in tensors and dimension in sizes:
+            value, most = tensors[name], sizes[dimension]
+            if value.size and (value.min() < 0 or value.max() > most):
+                raise _invalid(name, f"with the value {value.max()}", f"0 to {most}, its padding")
+
+
+def _check_type(name: str, value: NDArray[Any], spec: TensorSpec) -> None:
+    if not isinstance(value, np.ndarray):
+        raise _invalid(name, f"of type {type(value).__name__}", "a numpy array")
+    if spec.dtype == "string":
+        if value.dtype != np.object_ or not all(isinstance(v, str) for v in value.flat):
+            raise _invalid(name, f"of dtype {value.dtype}", "an object array of str")
+    elif value.dtype != DTYPES[spec.dtype]:
+        raise _invalid(name, f"of dtype {value.dtype}", spec.dtype)
+    elif spec.dtype == "float32" and not np.isfinite(value).all():
+        raise _invalid(name, "with NaN or infinity in it", "finite numbers")
+
+
+def _invalid(name: str, found: str, expected: str) -> InvalidInputError:
+    return InvalidInputError(f"a tensor {name!r} {found}", expected, "correct it and try again")

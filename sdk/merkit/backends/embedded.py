@@ -1,0 +1,188 @@
+"""The pipeline inside the application's own process, on ONNX Runtime.
+
+Calling the steps one after another would leave cores idle, run encoders of modalities that a clip
+does not have, and let a dozen sessions' thread pools spin against each other. So this executor
+walks the DAG: it runs what the request wants and nothing else, independent steps side by side,
+within one thread budget (design 4).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merkit.backends.base import DTYPES, Tensors, check_tensors
+from merkit.backends.sessions import Session, open_sessions
+from merkit.bundle import Bundle
+from merkit.contract import MODALITIES, StepSpec
+from merkit.errors import InferenceError, InvalidInputError, MerkitError
+from merkit.pipeline import DETAIL, OUTCOME, cut
+
+Array = NDArray[Any]
+
+
+class EmbeddedBackend:
+    """Executes a bundle on ONNX Runtime. Safe to use from several threads at once.
+
+    Args:
+        bundle: an opened bundle.
+        providers: ONNX Runtime execution providers in order of preference, by their full names or
+            as `cpu`, `cuda`, `tensorrt`, `openvino`, `coreml`. Default: CUDA where the installed
+            ONNX Runtime has it, then CPU.
+        threads: budget of threads for the mathematics; default: the cores this process may use.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        ContractMismatchError: a model file implements another contract than the manifest's.
+        BundleCorruptError: a model file cannot be loaded.
+        InvalidInputError: an unknown provider, or fewer than one thread.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        budget = len(os.sched_getaffinity(0)) if threads is None else threads
+        if budget < 1:
+            raise InvalidInputError(f"threads is {threads}", "at least 1", "give a thread budget")
+        self.contract = bundle.contract
+        self._sessions: dict[str, Session] = open_sessions(bundle, providers, budget)
+        self._resources = bundle.resources
+        self._python_steps: dict[str, Any] = {}
+        self._python_steps_lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(budget, thread_name_prefix="merkit")
+        self.identity: Mapping[str, str] = {
+            "contract_id": self.contract.contract_id,
+            "bundle_id": bundle.bundle_id,
+            "name": str(bundle.manifest.get("name", bundle.root.name)),
+            "backend": "embedded",
+            "provider": next(iter(self._sessions.values())).provider,
+        }
+
+    def infer(self, tensors: Tensors, timings: dict[str, float] | None = None) -> dict[str, Array]:
+        """See `Backend.infer`; takes any entry from which the outcome can be computed."""
+        check_tensors(self.contract, tensors)
+        steps = self.contract.steps
+        made = {name for step in steps for name in step.outputs}
+        reachable = "clip" in tensors
+        wanted = (*OUTCOME, *(DETAIL if reachable else ()))
+        plan = cut(steps, tensors.keys(), [name for name in wanted if name in made])
+        request = _Request(self, plan, dict(tensors), {} if timings is None else timings)
+        values = request.run()
+        return {name: values[name] for name in wanted}
+
+    def run_step(self, step: StepSpec, given: Tensors) -> dict[str, Array]:
+        """Runs one step on its inputs, whatever its kind; errors are merkit's."""
+        try:
+            if step.kind == "onnx":
+                return self._sessions[step.name](given)
+            outputs: dict[str, Array] = self._python_step(step.name)(given)
+            return outputs
+        except MerkitError:
+            raise
+        except Exception as error:
+            shapes = {name: list(value.shape) for name, value in given.items()}
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InferenceError(
+                f"the step {step.name!r} failed on inputs of shape {shapes} ({first})",
+                "a step that accepts what the contract allows",
+                "run merkit verify on the bundle",
+            ) from error
+
+    def submit(self, step: StepSpec, values: Tensors) -> Future[tuple[dict[str, Array], float]]:
+        """Runs a step in the shared pool; the future holds its outputs and milliseconds."""
+        try:
+            given = {name: values[name] for name in step.inputs}
+            return self._pool.submit(self._timed, step, given)
+        except RuntimeError:
+            raise InferenceError(
+                "the client is closed", "an open client", "load the bundle again"
+            ) from None
+
+    def close(self) -> None:
+        """Stops the pool and frees the sessions. Safe to call twice."""
+        self._pool.shutdown(wait=True)
+        self._sessions = {}
+
+    def _timed(self, step: StepSpec, given: Tensors) -> tuple[dict[str, Array], float]:
+        start = time.perf_counter()
+        outputs = self.run_step(step, given)
+        return outputs, (time.perf_counter() - start) * 1e3
+
+    def _python_step(self, name: str) -> Any:
+        """Steps in Python load codecs and detectors, so each is made when first needed."""
+        with self._python_steps_lock:
+            if name not in self._python_steps:
+                from merkit.steps import REGISTRY
+
+                self._python_steps[name] = REGISTRY[name](self.contract, self._resources(name))
+            return self._python_steps[name]
+
+
+class _Request:
+    """One walk through the DAG: values by tensor name, each computed once."""
+
+    def __init__(
+        self,
+        backend: EmbeddedBackend,
+        plan: Sequence[StepSpec],
+        values: dict[str, Array],
+        timings: dict[str, float],
+    ) -> None:
+        self._backend, self._values, self._timings = backend, values, timings
+        self._waiting = list(plan)
+        self._gated = {step.name for step in plan if step.needs and self._knows_presence(plan)}
+        self._running: dict[Future[tuple[dict[str, Array], float]], StepSpec] = {}
+
+    def run(self) -> dict[str, Array]:
+        try:
+            while self._waiting or self._running:
+                self._start_ready()
+                done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    step = self._running.pop(future)
+                    outputs, elapsed = future.result()
+                    self._timings[step.name] = elapsed
+                    self._values.update(outputs)
+        finally:
+            for future in self._running:
+                future.cancel()
+        return self._values
+
+    def _start_ready(self) -> None:
+        for step in [s for s in self._waiting if self._ready(s)]:
+            self._waiting.remove(step)
+            if step.name in self._gated and (zeros := self._absent(step)) is not None:
+                self._values.update(zeros)
+            else:
+                self._running[self._backend.submit(step, self._values)] = step
+
+    def _ready(self, step: StepSpec) -> bool:
+        """A step that may turn out needless waits until presence is known."""
+        wanted = (*step.inputs, "presence") if step.name in self._gated else step.inputs
+        return all(name in self._values for name in wanted)
+
+    def _knows_presence(self, plan: Sequence[StepSpec]) -> bool:
+        return "presence" in self._values or any("presence" in s.outputs for s in plan)
+
+    def _absent(self, step: StepSpec) -> dict[str, Array] | None:
+        """Zeros for a step whose modalities are absent from the whole batch, else None."""
+        presence = self._values["presence"]
+        if presence[:, [MODALITIES.index(m) for m in step.needs]].any():
+            return None
+        specs = {name: self._backend.contract.tensors[name] for name in step.outputs}
+        if any(isinstance(size, str) for spec in specs.values() for size in spec.shape[1:]):
+            return None
+        return {
+            name: np.zeros((len(presence), *map(int, spec.shape[1:])), DTYPES[spec.dtype])
+            for name, spec in specs.items()
+        }

@@ -1,0 +1,148 @@
+"""ONNX Runtime sessions of a bundle, checked against its contract.
+
+A model file that was exported under another contract would load and answer without complaint; a
+provider that cannot start would be replaced in silence; threads that spin while they wait would
+take the cores from every other session. Each is dealt with here, in one place.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merkit.bundle import RESTORE, Bundle, onnx_steps
+from merkit.contract import Contract, StepSpec
+from merkit.errors import (
+    BundleCorruptError,
+    ContractMismatchError,
+    InferenceError,
+    InvalidInputError,
+    MissingExtraError,
+)
+
+CPU = "CPUExecutionProvider"
+SHORT_NAMES = {
+    "cpu": CPU,
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+ONNX_TYPES = {
+    "uint8": "tensor(uint8)",
+    "int64": "tensor(int64)",
+    "float32": "tensor(float)",
+    "bool": "tensor(bool)",
+}
+ONLY_FATAL = 4  # ONNX Runtime's log level; its errors come back as exceptions
+
+
+class Session:
+    """One step's graph: a dict of arrays in, a dict of arrays out. Safe for concurrent calls."""
+
+    def __init__(self, step: StepSpec, session: Any) -> None:
+        self._session = session
+        self._outputs = step.outputs
+        read = {node.name for node in session.get_inputs()}
+        self._inputs = [name for name in step.inputs if name in read]
+        self.provider: str = session.get_providers()[0]
+
+    def __call__(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs the graph; raises whatever ONNX Runtime raises."""
+        given = {name: np.ascontiguousarray(tensors[name]) for name in self._inputs}
+        outputs = self._session.run(list(self._outputs), given)
+        return dict(zip(self._outputs, outputs, strict=True))
+
+
+def open_sessions(
+    bundle: Bundle, providers: Sequence[str] | None, threads: int
+) -> dict[str, Session]:
+    """A session for each ONNX step of the bundle; `EmbeddedBackend` lists the errors."""
+    ort = _onnxruntime()
+    chosen = _providers(ort, providers)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ONLY_FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    sessions = {}
+    for step in onnx_steps(bundle.contract):
+        path = bundle.model_path(step.name)
+        try:
+            session = ort.InferenceSession(str(path), options, providers=chosen)
+        except Exception as error:
+            first = str(error).splitlines()[0]
+            found = f"{path} cannot be loaded by onnxruntime {ort.__version__} ({first})"
+            raise BundleCorruptError(found, "a valid ONNX model", RESTORE) from error
+        if providers and session.get_providers()[0] != chosen[0]:
+            raise InferenceError(
+                f"{chosen[0]} could not start: {session.get_providers()[0]} took its place",
+                "the provider that was asked for",
+                "install its driver and libraries, or ask for another provider",
+            )
+        _check_model(path, step, session, bundle.contract)
+        sessions[step.name] = Session(step, session)
+    return sessions
+
+
+def _check_model(path: Path, step: StepSpec, session: Any, contract: Contract) -> None:
+    found = session.get_modelmeta().custom_metadata_map.get("contract_id")
+    if found != contract.contract_id:
+        raise ContractMismatchError(
+            f"{path} carries the contract {found or '(none)'}",
+            f"{contract.contract_id}, the manifest's",
+            RESTORE,
+        )
+    for nodes, names in (
+        (session.get_inputs(), step.inputs),
+        (session.get_outputs(), step.outputs),
+    ):
+        types = {node.name: node.type for node in nodes}
+        expected = {name: ONNX_TYPES[contract.tensors[name].dtype] for name in names}
+        if types != expected:
+            raise BundleCorruptError(f"{path} has the tensors {types}", f"{expected}", RESTORE)
+
+
+def _providers(ort: Any, wanted: Sequence[str] | None) -> list[str]:
+    available = ort.get_available_providers()
+    if not wanted:
+        return [p for p in (SHORT_NAMES["cuda"], CPU) if p in available]
+    names = [SHORT_NAMES.get(name, name) for name in wanted]
+    for name in names:
+        if name not in available:
+            raise InvalidInputError(
+                f"the execution provider {name!r} is not in the installed ONNX Runtime",
+                f"one of {', '.join(available)}",
+                "choose one of those, or install a build of ONNX Runtime that has it",
+            )
+    return names
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError.of("onnxruntime", "local") from None
+    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+        warnings.warn(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "expected one of them; run: pip uninstall onnxruntime onnxruntime-gpu, then install "
+            "merkit[local] or merkit[gpu]",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return onnxruntime
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,224 @@
+"""What a prediction holds, and how it is read out of a backend's tensors.
+
+Backends answer in arrays; were each caller to index them, labels, voters and modalities would be
+matched up in a dozen places. Here it happens once, for the embedded and the served pipeline alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merkit.contract import MODALITIES, Contract
+from merkit.errors import ContractMismatchError, InferenceError, NoEvidenceError
+from merkit.pipeline import GROUP_MODALITIES
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What one branch said: its label, and its calibrated probability for each label."""
+
+    label: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face that was read: when (seconds), where (x, y, width, height in pixels of the source),
+    and how sure the detector was (0 to 1)."""
+
+    time: float
+    box: tuple[float, float, float, float]
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one clip.
+
+    Attributes:
+        source: the clip's path, or what stands for it.
+        label: the emotion that won the vote.
+        scores: for each label, the mean over the branches that voted for the winner; sums to 1.
+        votes: for each branch in rank order its vote, or None where it abstained because nothing
+            of what it reads was there.
+        modalities: what was used, in the order video, audio, text.
+        contributions: for each used modality its share in the decision; sums to 1.
+        transcript: the words that were used, if any.
+        faces: the faces that were read, in time order.
+        timings_ms: milliseconds by step; `total` is the whole call.
+        bundle: identities: `contract_id`, `bundle_id`, `backend` and the like.
+        warnings: what the caller should know about this clip.
+        frames: for reports, frames in which faces were found, uint8 [h, w, 3] RGB by time; empty
+            unless decoded in this process and asked for. Not part of `to_json`.
+    """
+
+    source: str
+    label: str
+    scores: Mapping[str, float]
+    votes: Mapping[str, Vote | None]
+    modalities: tuple[str, ...]
+    contributions: Mapping[str, float]
+    transcript: str | None
+    faces: tuple[Face, ...]
+    timings_ms: Mapping[str, float]
+    bundle: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    frames: Mapping[float, Array] = field(default_factory=dict, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for one line of JSON."""
+        return {
+            "source": self.source,
+            "label": self.label,
+            "scores": dict(self.scores),
+            "votes": {
+                name: vote and {"label": vote.label, "scores": dict(vote.scores)}
+                for name, vote in self.votes.items()
+            },
+            "modalities": list(self.modalities),
+            "contributions": dict(self.contributions),
+            "transcript": self.transcript,
+            "faces": [
+                {"time": f.time, "box": list(f.box), "confidence": f.confidence} for f in self.faces
+            ],
+            "timings_ms": {name: round(ms, 3) for name, ms in self.timings_ms.items()},
+            "bundle": dict(self.bundle),
+            "warnings": list(self.warnings),
+        }
+
+    @staticmethod
+    def from_outputs(
+        outputs: Mapping[str, Array],
+        contract: Contract,
+        *,
+        source: str,
+        transcript: str | None = None,
+        timings_ms: Mapping[str, float] | None = None,
+        bundle: Mapping[str, str] | None = None,
+        frames: Mapping[float, Array] | None = None,
+    ) -> Prediction:
+        """Reads the first row of `pipeline.OUTCOME` and of what there is of `pipeline.DETAIL`.
+
+        Raises:
+            ContractMismatchError: the answer was computed under another contract.
+            NoEvidenceError: nothing to judge was present.
+            InferenceError: scores that are not finite, or tensors of an unexpected shape.
+        """
+        check_contract(outputs, contract)
+        row = {name: value[0] for name, value in outputs.items() if len(value)}
+        info = json.loads(row["media_info"].flat[0]) if "media_info" in row else {}
+        present = [m for m, there in zip(MODALITIES, row["presence"], strict=True) if there]
+        winner = int(row["label"])
+        if not present or winner < 0:
+            raise no_evidence(source, info, transcript)
+        _check_scores(row, contract)
+        votes = {
+            voter.name: _vote(scores, contract)
+            for voter, scores in zip(contract.voters, row["branch_scores"], strict=True)
+        }
+        return Prediction(
+            source=source,
+            label=contract.labels[winner],
+            scores=_by_label(row["scores"], contract),
+            votes=votes,
+            modalities=tuple(present),
+            contributions=_contributions(row, contract, present),
+            transcript=transcript if "text" in present else None,
+            faces=_faces(row) if "video" in present else (),
+            timings_ms=dict(timings_ms or {}),
+            bundle=dict(bundle or {}),
+            warnings=tuple(map(str, info.get("warnings", ()))),
+            frames=frames or {},
+        )
+
+
+def check_contract(outputs: Mapping[str, Array], contract: Contract) -> None:
+    """Compares the contract_id that the voting graph emitted with the one agreed on at the start.
+
+    A server behind a load balancer can change between two calls, so every response is checked.
+    """
+    try:
+        found = np.asarray(outputs["contract_id"], np.uint8).reshape(-1, 16)[0].tobytes().hex()
+    except (KeyError, ValueError, IndexError):
+        found = "(none)"
+    if found != contract.contract_id:
+        raise ContractMismatchError(
+            f"the answer was computed under the contract {found}",
+            contract.contract_id,
+            "the server may have changed: connect again, or load the bundle that it serves",
+        )
+
+
+def no_evidence(source: str, info: Mapping[str, Any], transcript: str | None) -> NoEvidenceError:
+    """Says for each modality what was looked for and what there was."""
+    video, audio = info.get("video"), info.get("audio")
+    parts = [
+        "video: no face in the frames looked at" if video else "video: no picture",
+        "audio: only silence, or too little sound" if audio else "audio: no sound",
+        "text: nothing but blanks" if transcript else "text: none given",
+    ]
+    return NoEvidenceError(
+        f"{source} holds nothing to judge ({'; '.join(parts)})",
+        "a face in several frames, audible sound, or words",
+        "give another clip, or its transcript as text",
+    )
+
+
+def _check_scores(row: Mapping[str, Array], contract: Contract) -> None:
+    classes, voters = len(contract.labels), len(contract.voters)
+    shapes = {"scores": (classes,), "branch_scores": (voters, classes)}
+    for name, shape in shapes.items():
+        if row[name].shape != shape or not np.isfinite(row[name]).all():
+            raise InferenceError(
+                f"{name} has shape {list(row[name].shape)}"
+                + ("" if np.isfinite(row[name]).all() else " and holds NaN or infinity"),
+                f"finite numbers of shape {list(shape)}",
+                "run merkit verify on the bundle",
+            )
+
+
+def _by_label(scores: Array, contract: Contract) -> dict[str, float]:
+    return {label: float(score) for label, score in zip(contract.labels, scores, strict=True)}
+
+
+def _vote(scores: Array, contract: Contract) -> Vote | None:
+    if not (scores != 0).any():
+        return None
+    return Vote(contract.labels[int(scores.argmax())], _by_label(scores, contract))
+
+
+def _contributions(
+    row: Mapping[str, Array], contract: Contract, present: list[str]
+) -> dict[str, float]:
+    """Mean over the branches that voted for the winner; a group's share is split evenly between
+    those of its modalities that are present."""
+    scores = row["branch_scores"]
+    agree = (scores.argmax(axis=1) == int(row["label"])) & (scores != 0).any(axis=1)
+    shares = row["branch_contributions"][agree].mean(axis=0, dtype=np.float64)
+    totals = dict.fromkeys(present, 0.0)
+    for group, share in zip(contract.groups, shares, strict=True):
+        sources = [m for m in GROUP_MODALITIES[group] if m in present]
+        for modality in sources:
+            totals[modality] += float(share) / len(sources)
+    whole = sum(totals.values())
+    even = 1 / len(present)
+    return {m: value / whole if whole > 0 else even for m, value in totals.items()}
+
+
+def _faces(row: Mapping[str, Array]) -> tuple[Face, ...]:
+    if "face_boxes" not in row:
+        return ()
+    return tuple(
+        Face(float(time), (float(x), float(y), float(w), float(h)), float(confidence))
+        for (x, y, w, h), time, confidence in zip(
+            row["face_boxes"], row["face_times"], row["face_confidence"], strict=True
+        )
+    )
