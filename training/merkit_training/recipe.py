@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from merkit_training.encoders.config import FaceEncoderConfig
     from merkit_training.encoders.joint import JointConfig
     from merkit_training.encoders.text import TextConfig
-    from merkit_training.fusion.train import FusionConfig
+    from merkit_training.fusion.config import FusionConfig
     from merkit_training.synth.config import SynthConfig
 
 TABLES = {
@@ -35,7 +35,7 @@ TABLES = {
     "audio_encoder": "merkit_training.encoders.audio:AudioConfig",
     "text_encoder": "merkit_training.encoders.text:TextConfig",
     "joint_encoder": "merkit_training.encoders.joint:JointConfig",
-    "fusion": "merkit_training.fusion.train:FusionConfig",
+    "fusion": "merkit_training.fusion.config:FusionConfig",
 }
 """Where each table's dataclass lives, as `module:class`."""
 

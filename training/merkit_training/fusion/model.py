@@ -1,0 +1,198 @@
+"""The fusion step: every branch over its feature groups, in one graph, safe against absence.
+
+Features of an absent modality are whatever an encoder made of padding, or zeros, or nothing at
+all. They are replaced before anything reads them, so that no value there, not even NaN, can reach
+a score; and a branch that has nothing to go by abstains with a row of zeros (design 3).
+
+A branch is MERBench's "attention" network (an MLP for each group, weights from an MLP on their
+concatenation) with a gate that is a softmax over the groups present. With `config.MERBENCH` it
+is the published network exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merkit.contract import MODALITIES, Voter
+from merkit.pipeline import GROUP_MODALITIES, GROUPS
+from merkit_training.fusion.config import BranchConfig
+from merkit_training.settings import from_table
+
+FAR_BELOW = -1e4
+"""Fill of masked logits: vanishes in a softmax, and float16 can hold it."""
+
+
+def mlp(width: int, config: BranchConfig) -> nn.Sequential:
+    """MERBench's encoder: `ReLU(W3 ReLU(W2 ReLU(W1 Drop(x))))`."""
+    layers: list[nn.Module] = [nn.Dropout(config.dropout)]
+    for size in (width, config.hidden, config.hidden):
+        layers += [nn.Linear(size, config.hidden), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class Branch(nn.Module):
+    """One fusion branch (eq. 1-5): feature groups in, logits and gate weights out.
+
+    Args:
+        widths: feature width of each of its groups, in order.
+        classes: number of classes.
+        config: sizes and switches.
+    """
+
+    def __init__(self, widths: Sequence[int], classes: int, config: BranchConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleList(mlp(width, config) for width in widths)
+        self.joint = mlp(config.hidden * len(widths), config)
+        self.attention = nn.Linear(config.hidden, len(widths))
+        self.head = nn.Linear(config.hidden, classes)
+        for i, width in enumerate(widths):
+            self.register_buffer(f"mean_{i}", torch.zeros(width))
+            self.register_buffer(f"scale_{i}", torch.ones(width))
+
+    def standardise_by(self, features: Sequence[Tensor], here: Tensor) -> None:
+        """Takes mean and spread from training features [n, width] where `here` [n, groups]."""
+        if not self.config.standardise:
+            return
+        for i, feature in enumerate(features):
+            present = feature[here[:, i]]
+            if len(present) > 1:
+                spread = present.std(dim=0)
+                self.get_buffer(f"mean_{i}").copy_(present.mean(dim=0))
+                self.get_buffer(f"scale_{i}").copy_(torch.where(spread > 1e-6, 1 / spread, 0.0))
+
+    def forward(self, features: Sequence[Tensor], here: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and gate.
+
+        Args:
+            features: float32 [b, width] for each group; whatever stands in absent rows.
+            here: bool [b, groups], which are present.
+
+        Returns:
+            logits float32 [b, classes]; shares float32 [b, groups], summing to 1 over the
+            groups present, all 0 where none is.
+        """
+        hidden = []
+        for i, (encoder, feature) in enumerate(zip(self.encoders, features, strict=True)):
+            present = here[:, i : i + 1]
+            known = torch.where(present, feature, 0.0)
+            scaled = (known - self.get_buffer(f"mean_{i}")) * self.get_buffer(f"scale_{i}")
+            hidden.append(torch.where(present, encoder(scaled), 0.0))
+        joint = self.joint(torch.cat(hidden, dim=1))
+        weights = self.weigh(self.attention(joint), here)
+        attended = (torch.stack(hidden, dim=1) * weights.unsqueeze(2)).sum(dim=1)
+        if self.config.residual:
+            attended = attended + joint
+        size = weights.abs()
+        return self.head(attended), size / size.sum(dim=1, keepdim=True).clamp(min=1e-12)
+
+    def weigh(self, logits: Tensor, here: Tensor) -> Tensor:
+        """Attention weights [b, groups], exactly 0 for absent groups."""
+        if self.config.gate == "linear":
+            return torch.where(here, logits, 0.0)
+        gate = torch.where(here, logits, FAR_BELOW).softmax(dim=1)
+        return torch.where(here, gate, 0.0)
+
+
+class Fusion(nn.Module):
+    """The step `fusion`: all voters in rank order, calibrated.
+
+    Args:
+        voters: branches, best first.
+        widths: feature width of each group.
+        classes: number of classes.
+        config: sizes and switches, the same for all branches.
+    """
+
+    temperatures: Tensor
+
+    def __init__(
+        self,
+        voters: Sequence[Voter],
+        widths: Mapping[str, int],
+        classes: int,
+        config: BranchConfig,
+    ) -> None:
+        super().__init__()
+        self.voters = tuple(voters)
+        self.branches = nn.ModuleList(
+            Branch([widths[g] for g in voter.groups], classes, config) for voter in voters
+        )
+        self.register_buffer("temperatures", torch.ones(len(voters)))
+
+    def forward(
+        self,
+        audio_features: Tensor,
+        text_features: Tensor,
+        face_features: Tensor,
+        joint_features: Tensor,
+        face_features_large: Tensor,
+        presence: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Probabilities of each branch and what each group contributed.
+
+        Args:
+            audio_features, ..., face_features_large: float32 [b, width], in GROUPS' order.
+            presence: bool [b, 3], columns as in `contract.MODALITIES`.
+
+        Returns:
+            branch_scores float32 [b, voters, classes]: probabilities, or zeros where a branch
+            has nothing to go by; branch_contributions float32 [b, voters, groups]: gate weights,
+            0 for groups absent or not the branch's.
+        """
+        given = (audio_features, text_features, face_features, joint_features, face_features_large)
+        features = dict(zip(GROUPS, given, strict=True))
+        here = group_presence(presence)
+        rows, shares = [], []
+        for i, (voter, branch) in enumerate(zip(self.voters, self.branches, strict=True)):
+            own = torch.cat([here[g] for g in voter.groups], dim=1)
+            logits, share = branch([features[g] for g in voter.groups], own)
+            some = own.to(torch.float32).amax(dim=1, keepdim=True)
+            rows.append((logits / self.temperatures[i]).softmax(dim=1) * some)
+            zero = torch.zeros_like(some)
+            place = {g: k for k, g in enumerate(voter.groups)}
+            columns = [share[:, place[g]].unsqueeze(1) if g in place else zero for g in GROUPS]
+            shares.append(torch.cat(columns, dim=1))
+        return torch.stack(rows, dim=1), torch.stack(shares, dim=1)
+
+
+def group_presence(presence: Tensor) -> dict[str, Tensor]:
+    """Bool [b, 1] for each group: whether any modality it reads is present."""
+    columns = {name: presence[:, i : i + 1] for i, name in enumerate(MODALITIES)}
+    here = {}
+    for group, (first, *others) in GROUP_MODALITIES.items():
+        here[group] = columns[first]
+        for other in others:
+            here[group] = here[group] | columns[other]
+    return here
+
+
+def save(model: Fusion, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Writes `config.json` and `model.safetensors`; `facts` join the former's fields."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "model.safetensors.tmp"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
+    temporary.replace(folder / "model.safetensors")
+    temporary = folder / "config.json.tmp"
+    temporary.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    temporary.replace(folder / "config.json")
+
+
+def load(run: Path) -> Fusion:
+    """The trained fusion of a run, in eval mode, voters in rank order."""
+    from safetensors.torch import load_file
+
+    facts = json.loads((run / "fusion" / "config.json").read_text("utf-8"))
+    voters = [Voter(v["name"], tuple(v["groups"])) for v in facts["voters"]]
+    config = from_table(BranchConfig, facts["branch"], "fusion/config.json [branch]")
+    model = Fusion(voters, facts["widths"], len(facts["labels"]), config)
+    model.load_state_dict(load_file(run / "fusion" / "model.safetensors"))
+    return model.eval()

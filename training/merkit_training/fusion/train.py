@@ -1,0 +1,233 @@
+"""Training of the fusion branches: out of fold to judge them, on everything to deploy them.
+
+The seed ranks its voters on the test set; a deployed ensemble has none. Here speakers are split
+into folds, each branch predicts the clips of speakers that it has not heard, and those
+predictions rank the voters and fit their temperatures (design 4). Then all are refitted on all
+training clips.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from merkit.contract import Voter
+from merkit.pipeline import SEED_VOTERS
+from merkit_training.fusion.calibration import fit_temperature
+from merkit_training.fusion.config import FusionConfig
+from merkit_training.fusion.dataset import FeatureSet, read_features
+from merkit_training.fusion.model import Branch, Fusion, group_presence, save
+from merkit_training.labels import MER6
+from merkit_training.metrics import waf
+
+if TYPE_CHECKING:
+    from merkit_training.recipe import Recipe
+
+CLASSES = len(MER6)
+
+
+def fit_branch(
+    groups: Sequence[str],
+    data: FeatureSet,
+    validation: FeatureSet,
+    config: FusionConfig,
+    seed: int,
+) -> Branch:
+    """Trains one branch on `data`; keeps the epoch with the least loss on `validation`."""
+    torch.manual_seed(seed)
+    widths = data.widths()
+    branch = Branch([widths[g] for g in groups], CLASSES, config.branch)
+    everything = torch.arange(len(data))
+    branch.standardise_by(*_view(groups, data, everything, data.presence))
+    weights = class_weights(data.labels, config.balance)
+    optimizer = torch.optim.AdamW(
+        branch.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
+    size = min(config.batch_size, len(data))
+    steps = config.epochs * (len(data) // size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    best, kept = float("inf"), copy.deepcopy(branch.state_dict())
+    for _ in range(config.epochs):
+        branch.train()
+        order = torch.randperm(len(data))
+        for start in range(0, len(data) - size + 1, size):
+            rows = order[start : start + size]
+            shown = hide_modalities(data.presence[rows], config.modality_dropout)
+            features, here = _view(groups, data, rows, shown)
+            loss = _loss(
+                branch(features, here)[0], here, data.labels[rows], weights, config.label_smoothing
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        logits, voted = predict(branch, groups, validation)
+        score = float(_loss(logits, voted.unsqueeze(1), validation.labels, weights, 0.0))
+        if score < best:
+            best, kept = score, copy.deepcopy(branch.state_dict())
+    branch.load_state_dict(kept)
+    return branch.eval()
+
+
+def predict(branch: Branch, groups: Sequence[str], data: FeatureSet) -> tuple[Tensor, Tensor]:
+    """Logits [n, classes] of a branch, and bool [n]: whether it has anything to go by."""
+    branch.eval()
+    with torch.no_grad():
+        features, here = _view(groups, data, torch.arange(len(data)), data.presence)
+        return branch(features, here)[0], here.any(dim=1)
+
+
+def hide_modalities(presence: Tensor, chance: float) -> Tensor:
+    """Hides each modality with `chance`; a clip never loses all that it has."""
+    shown = presence & (torch.rand(presence.shape) >= chance)
+    return torch.where(shown.any(dim=1, keepdim=True), shown, presence)
+
+
+def class_weights(labels: Tensor, balance: float) -> Tensor:
+    """Weights ~ count ** -balance, [classes], with a mean of 1 over the clips."""
+    counts = torch.bincount(labels, minlength=CLASSES).clamp(min=1).float()
+    weights = counts**-balance
+    return weights * counts.sum() / (weights * counts).sum()
+
+
+def speaker_folds(data: FeatureSet, folds: int, seed: int) -> NDArray[np.int64]:
+    """The fold [n] of each clip: stratified by label, no speaker in two folds."""
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    fold = np.zeros(len(data), np.int64)
+    labels = data.labels.numpy()
+    for number, (_, held_out) in enumerate(splitter.split(labels, labels, data.identities)):
+        fold[held_out] = number
+    return fold
+
+
+def out_of_fold(
+    groups: Sequence[str],
+    data: FeatureSet,
+    validation: FeatureSet,
+    config: FusionConfig,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Logits and votes of a branch for each training clip, from a fit without its speaker."""
+    fold = torch.from_numpy(speaker_folds(data, config.folds, seed))
+    logits, voted = torch.zeros(len(data), CLASSES), torch.zeros(len(data), dtype=torch.bool)
+    for number in range(config.folds):
+        rows, rest = (fold == number).nonzero()[:, 0], (fold != number).nonzero()[:, 0]
+        branch = fit_branch(groups, data.select(rest), validation, config, seed)
+        logits[rows], voted[rows] = predict(branch, groups, data.select(rows))
+    return logits, voted
+
+
+def labels_of(logits: Tensor, voted: Tensor, fallback: int) -> NDArray[np.int64]:
+    """Predicted labels [n]; `fallback` (the majority class) where nothing could be read."""
+    found: NDArray[np.int64] = torch.where(voted, logits.argmax(dim=1), fallback).numpy()
+    return found
+
+
+def majority(data: FeatureSet) -> int:
+    """The most frequent class."""
+    return int(torch.bincount(data.labels, minlength=CLASSES).argmax())
+
+
+def fit_fusion(
+    data: FeatureSet,
+    validation: FeatureSet,
+    config: FusionConfig,
+    seed: int,
+    voters: Sequence[Voter] = SEED_VOTERS,
+) -> tuple[Fusion, dict[str, Tensor], list[float]]:
+    """Ranks, calibrates and refits all branches.
+
+    Returns:
+        The fusion with voters in rank order; out-of-fold `logits` [n, voters, classes], `voted`
+        [n, voters] and `fold` [n], in the same order; the voters' out-of-fold WAF.
+    """
+    judged = []
+    truth, fallback = data.labels.numpy(), majority(data)
+    for voter in tqdm(voters, desc=f"fusion, seed {seed}", unit="branch"):
+        logits, voted = out_of_fold(voter.groups, data, validation, config, seed)
+        score = waf(truth, labels_of(logits, voted, fallback), CLASSES)
+        branch = fit_branch(voter.groups, data, validation, config, seed)
+        judged.append((score, voter, logits, voted, branch))
+    judged.sort(key=lambda row: -row[0])
+    model = Fusion([row[1] for row in judged], data.widths(), CLASSES, config.branch)
+    for i, (_, _, logits, voted, branch) in enumerate(judged):
+        model.branches[i].load_state_dict(branch.state_dict())
+        model.temperatures[i] = fit_temperature(logits[voted], data.labels[voted])
+    held_out = {
+        "logits": torch.stack([row[2] for row in judged], dim=1),
+        "voted": torch.stack([row[3] for row in judged], dim=1),
+        "fold": torch.from_numpy(speaker_folds(data, config.folds, seed)),
+        "labels": data.labels,
+    }
+    return model.eval(), held_out, [row[0] for row in judged]
+
+
+def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
+    """The stage `fusion`: writes run/fusion, then the modality table; returns the scores."""
+    from merkit_training.fusion.tables import write_tables
+    from merkit_training.runs import write_card
+
+    started = time.monotonic()
+    torch.set_num_threads(1)  # the matrices are small: more threads only wait for one another
+    data = read_features(run / "features" / "train")
+    validation = read_features(run / "features" / "val")
+    model, held_out, scores = fit_fusion(data, validation, recipe.fusion, recipe.run.seed)
+    folder = run / "fusion"
+    _write_held_out(folder, held_out, data.names)
+    temperatures = model.temperatures.tolist()
+    voters = [
+        {"name": v.name, "groups": list(v.groups), "waf": score, "temperature": temperature}
+        for v, score, temperature in zip(model.voters, scores, temperatures, strict=True)
+    ]
+    facts = {
+        "voters": voters,
+        "labels": list(MER6),
+        "widths": data.widths(),
+        "branch": asdict(recipe.fusion.branch),
+        "ranked_on": "weighted average F1 of out-of-fold predictions on the training clips",
+    }
+    save(model, folder, facts)
+    summary = {f"waf_{v.name}": score for v, score in zip(model.voters, scores, strict=True)}
+    summary |= write_tables(recipe, corpus, run)
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    write_card(folder, summary)
+    return summary
+
+
+def _view(
+    groups: Sequence[str], data: FeatureSet, rows: Tensor, presence: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Features [rows, width] and presence [rows, groups] of a branch's groups."""
+    features, here = data.features(rows, presence), group_presence(presence)
+    return [features[g] for g in groups], torch.cat([here[g] for g in groups], dim=1)
+
+
+def _loss(
+    logits: Tensor, here: Tensor, labels: Tensor, weights: Tensor, smoothing: float
+) -> Tensor:
+    """Weighted cross-entropy over the clips of which anything is present."""
+    each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    share = weights[labels] * here.any(dim=1)
+    return (each * share).sum() / share.sum().clamp(min=1e-6)
+
+
+def _write_held_out(folder: Path, held_out: dict[str, Tensor], names: Sequence[str]) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "out_of_fold.tmp"
+    save_file(held_out, temporary, metadata={"names": json.dumps(list(names), ensure_ascii=False)})
+    temporary.replace(folder / "out_of_fold.safetensors")
