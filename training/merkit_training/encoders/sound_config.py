@@ -1,0 +1,98 @@
+"""Sizes and schedules of the sound and word encoders, readable without importing torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from merkit_training.settings import Amount, Count, Natural, Share
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The tokeniser and the decoder-only text encoder (seed 2.2.3)."""
+
+    vocabulary: Count = 1200  # tokens, the special ones included
+    hidden: Count = 128  # width of the features
+    layers: Count = 4
+    heads: Count = 4
+    intermediate: Count = 384  # width inside the gated MLP
+    pretrain_epochs: Count = 1  # of next-token prediction over the sentences
+    epochs: Count = 2  # of emotion classification over the sentences
+    batch_size: Count = 64
+    lr: Amount = 2e-3  # peak rate while pre-training
+    finetune_lr: Amount = 1e-3  # peak rate on emotion
+    language_share: Share = 0.1  # weight of next-token prediction beside emotion
+    token_dropout: Share = 0.05  # share of input tokens hidden while learning emotion
+    label_smoothing: Share = 0.05
+    threads: Count = 2  # of torch, while this stage trains
+
+    def __post_init__(self) -> None:
+        _divides(self.hidden, self.heads)
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """The raw-waveform encoder, HuBERT-large in style (seed 2.2.2).
+
+    Three stages, each cheap: the convolutions learn to predict the log-mel spectrum; their
+    frames are cached and the transformer learns emotion (and what the generator knows beside it)
+    on them; at last both learn together.
+    """
+
+    conv_channels: tuple[int, ...] = (32, 32, 64, 64, 96, 128, 128)  # HuBERT: seven times 512
+    hidden: Count = 128  # width of the features
+    layers: Count = 4
+    heads: Count = 4
+    intermediate: Count = 512
+    position_kernel: Count = 32  # frames that the convolutional position embedding spans
+    position_groups: Count = 8
+    front_epochs: Count = 2  # over random seconds of the utterances, towards the log-mel spectrum
+    front_lr: Amount = 2e-3
+    epochs: Count = 6  # over the cached frames
+    lr: Amount = 1e-3
+    joint_epochs: Natural = 1  # of convolutions and transformer together; 0 skips them
+    joint_lr: Amount = 2e-4
+    batch_size: Count = 32
+    noisy_copies: Natural = 1  # cached copies with babble beside each clean utterance
+    prosody_weight: Amount = 0.5  # of the generator's prosody parameters beside emotion
+    class_weight: Amount = 0.5  # of the tone's and the words' own classes beside emotion
+    label_smoothing: Share = 0.05
+    threads: Count = 2  # of torch, while this stage trains
+
+    def __post_init__(self) -> None:
+        _divides(self.hidden, self.heads)
+        if len(self.conv_channels) != 7 or min(self.conv_channels) < 1:
+            raise ValueError(f"conv_channels {self.conv_channels} must be seven positive widths")
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Whisper encoder, projector and LLM over sound, prompt and transcript (seed 2.3).
+
+    The LLM has the text encoder's sizes and starts from its weights.
+    """
+
+    hidden: Count = 128  # width of the audio tower
+    layers: Count = 2  # of the audio tower
+    heads: Count = 4
+    intermediate: Count = 384
+    frames_per_embedding: Count = 4  # frames of the tower that become one audio embedding
+    tower_epochs: Count = 4  # of the audio tower alone
+    tower_lr: Amount = 1e-3
+    epochs: Count = 3  # of all together
+    lr: Amount = 5e-4
+    batch_size: Count = 32
+    modality_dropout: Share = 0.1  # share of samples without sound, and again without words
+    noise_share: Share = 0.5  # share of training sounds mixed with babble
+    prosody_weight: Amount = 0.5
+    class_weight: Amount = 0.5
+    label_smoothing: Share = 0.05
+    threads: Count = 2  # of torch, while this stage trains
+
+    def __post_init__(self) -> None:
+        _divides(self.hidden, self.heads)
+
+
+def _divides(hidden: int, heads: int) -> None:
+    if hidden % heads:
+        raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads})")
