@@ -10,6 +10,7 @@ No branch depends on data: no faces, no sound and no words are zero-length or ma
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from merkit.contract import Preprocessing
+from merkit_training.runs import read_json
+from merkit_training.settings import from_table
 
 WAVE_VARIANCE_FLOOR = 1e-7  # HuBERT's feature extractor
 MEL_FLOOR = 1e-10  # Whisper's, as are the next two
@@ -108,7 +111,7 @@ class SoundNorm(nn.Module):
     def forward(self, waveform: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values float32 [b, n] and mask int64 [b, n], n = max(s, min_samples), and the mean
         power float32 [b, 1] of the valid part (0 where there is none)."""
-        samples = torch.sym_max(waveform.shape[1], self.min_samples)
+        samples = torch.sym_max(waveform.shape[1], self.min_samples)  # type: ignore[no-untyped-call]
         padded = F.pad(waveform, (0, samples - waveform.shape[1]))
         valid = torch.arange(samples, device=waveform.device) < length
         zeros = torch.zeros_like(padded)
@@ -154,3 +157,9 @@ class LogMel(nn.Module):
         log = mel.clamp(min=MEL_FLOOR).log10()
         loudest = log.amax(dim=(1, 2), keepdim=True)
         return (torch.maximum(log, loudest - MEL_DYNAMIC_RANGE) + MEL_CENTRE) / MEL_SCALE
+
+
+def load(run: Path) -> Preprocess:
+    """The step as the run's recipe configures it."""
+    table = read_json(run / "recipe.json").get("preprocessing", {})
+    return Preprocess(from_table(Preprocessing, table, "recipe.json [preprocessing]"))

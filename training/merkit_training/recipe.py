@@ -21,20 +21,18 @@ from merkit.errors import InvalidInputError
 from merkit_training.settings import Natural, from_table
 
 if TYPE_CHECKING:
-    from merkit_training.encoders.audio import AudioConfig
-    from merkit_training.encoders.config import FaceEncoderConfig
-    from merkit_training.encoders.joint import JointConfig
-    from merkit_training.encoders.text import TextConfig
+    from merkit_training.encoders.sound_config import AudioConfig, JointConfig, TextConfig
+    from merkit_training.encoders.vision_config import FaceEncoderConfig
     from merkit_training.fusion.config import FusionConfig
     from merkit_training.synth.config import SynthConfig
 
 TABLES = {
     "synth": "merkit_training.synth.config:SynthConfig",
-    "face_encoder": "merkit_training.encoders.config:FaceEncoderConfig",
-    "face_encoder_large": "merkit_training.encoders.config:FaceEncoderConfig",
-    "audio_encoder": "merkit_training.encoders.audio:AudioConfig",
-    "text_encoder": "merkit_training.encoders.text:TextConfig",
-    "joint_encoder": "merkit_training.encoders.joint:JointConfig",
+    "face_encoder": "merkit_training.encoders.vision_config:FaceEncoderConfig",
+    "face_encoder_large": "merkit_training.encoders.vision_config:FaceEncoderConfig",
+    "audio_encoder": "merkit_training.encoders.sound_config:AudioConfig",
+    "text_encoder": "merkit_training.encoders.sound_config:TextConfig",
+    "joint_encoder": "merkit_training.encoders.sound_config:JointConfig",
     "fusion": "merkit_training.fusion.config:FusionConfig",
 }
 """Where each table's dataclass lives, as `module:class`."""
@@ -111,13 +109,5 @@ def recipe_from(tables: Mapping[str, Any], where: str = "recipe.json") -> Recipe
 
 def _resolve(location: str) -> type[Any]:
     module, _, name = location.partition(":")
-    try:
-        resolved: type[Any] = getattr(import_module(module), name)
-    except ModuleNotFoundError:  # until every stage exists
-        return _Empty
+    resolved: type[Any] = getattr(import_module(module), name)
     return resolved
-
-
-@dataclass(frozen=True)
-class _Empty:
-    pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from merkit_training.settings import Amount, Count, Share
+from merkit_training.settings import Amount, Count, Natural, Share
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,13 @@ class FaceEncoderConfig:
     patch: Count = 8  # pixels; must divide the side of a face
     single_epochs: Count = 2  # over single faces, with the eight classes of FACE8
     grid_epochs: Count = 3  # over grids, with the six classes of MER6
+    grid_singles: Natural = 2_000  # single faces, repeated in all tiles, beside the sequences
     batch_size: Count = 64
     lr: Amount = 1e-3  # peak rate on single faces
     grid_lr: Amount = 4e-4  # peak rate on grids
+    weight_decay: Amount = 0.05
     label_smoothing: Share = 0.05
+    bf16: bool = False  # train under bfloat16 autocast
     threads: Count = 2  # of torch, while this stage trains
 
     def __post_init__(self) -> None:

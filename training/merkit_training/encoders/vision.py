@@ -1,0 +1,267 @@
+"""The two face encoders: small twins of the seed's Emotion ViT and InternViT-6B (2.2.1).
+
+Grids of faces alone teach a transformer of this size nothing (its sequence is long and its data
+few). So each encoder first learns to read one 64-pixel face; then its position table is copied
+into all four tiles of the grid, where every tile starts as a trained reader; then it learns to
+read four frames together (seed Fig. 2).
+
+The feature is the mean over the patch tokens of the last layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import InternVLVisionConfig, InternVLVisionModel, ViTConfig, ViTModel
+
+from merkit.contract import Preprocessing
+from merkit_training.corpus import load_faces, load_sequences
+from merkit_training.encoders.augment import augment
+from merkit_training.encoders.vision_config import FaceEncoderConfig
+from merkit_training.fit import FitConfig, clear_checkpoints, fit
+from merkit_training.labels import FACE8, MER6
+from merkit_training.metrics import accuracy, waf
+from merkit_training.recipe import Recipe
+from merkit_training.runs import load_step_files, save_step, stage_seed
+from merkit_training.settings import from_table
+
+MLP_RATIO = 4  # of both architectures
+LAYER_SCALE = 0.1  # InternViT-6B's initial value of ls1 and ls2
+EVALUATION_BATCH = 200
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+class FaceEncoder(nn.Module):
+    """A vision transformer over square images of `side` pixels."""
+
+    def __init__(self, config: FaceEncoderConfig, side: int) -> None:
+        super().__init__()
+        self.config, self.side = config, side
+        self.backbone = (_vit if config.architecture == "vit" else _internvit)(config, side)
+
+    def forward(self, face_grid: Tensor) -> Tensor:
+        """float32 [b, 3, side, side], normalised -> features float32 [b, hidden]."""
+        tokens: Tensor = self.backbone(face_grid).last_hidden_state
+        return tokens[:, 1:].mean(dim=1)
+
+
+class FaceClassifier(nn.Module):
+    """An encoder with a head, which only training uses."""
+
+    def __init__(self, encoder: FaceEncoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        hidden = encoder.config.hidden
+        self.head = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as the encoder's -> logits [b, classes]."""
+        logits: Tensor = self.head(self.encoder(images))
+        return logits
+
+
+def load(run: Path, step: str = "face_encoder") -> FaceEncoder:
+    """The trained encoder of a run; errors as `load_step_files`."""
+    config, tensors = load_step_files(run, step)
+    table = from_table(FaceEncoderConfig, config["encoder"], f"{step}/config.json")
+    encoder = FaceEncoder(table, config["side"])
+    prefix = "encoder."
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    encoder.load_state_dict(own)
+    return encoder.eval()
+
+
+def load_large(run: Path) -> FaceEncoder:
+    """The trained `face_encoder_large` of a run."""
+    return load(run, "face_encoder_large")
+
+
+def train_face_encoder(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
+    """Trains the step `face_encoder`; returns validation scores."""
+    return _train("face_encoder", recipe.face_encoder, recipe, corpus, run)
+
+
+def train_face_encoder_large(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
+    """Trains the step `face_encoder_large`; returns validation scores."""
+    return _train("face_encoder_large", recipe.face_encoder_large, recipe, corpus, run)
+
+
+def _train(
+    step: str, config: FaceEncoderConfig, recipe: Recipe, corpus: Path, run: Path
+) -> dict[str, float]:
+    torch.set_num_threads(config.threads)
+    folder, seed, p = run / step, stage_seed(recipe, step), recipe.preprocessing
+    torch.manual_seed(seed)
+    single = FaceClassifier(FaceEncoder(config, p.face_size), len(FACE8))
+    singles = _teach_singles(single, corpus, folder, seed, p)
+
+    torch.manual_seed(seed + 1)
+    grid = FaceClassifier(FaceEncoder(config, p.face_size * p.grid), len(MER6))
+    grid.encoder.load_state_dict(tile_positions(single.encoder.state_dict(), p.grid))
+    grids = _teach_grids(grid, corpus, folder, seed + 1, p)
+
+    scores = {f"single_{k}": v for k, v in singles.items()}
+    scores |= {f"grid_{k}": v for k, v in grids.items()}
+    card = {
+        "step": step,
+        "scores": scores,
+        "seed": seed,
+        "parameters": sum(w.numel() for w in grid.encoder.parameters()),
+        "feature": f"mean over the patch tokens of the last layer, {config.hidden} wide",
+        "head": f"classes of `head`: {', '.join(MER6)}",
+    }
+    about = {"encoder": asdict(config), "side": grid.encoder.side}
+    save_step(run, step, about, grid.state_dict(), card)
+    clear_checkpoints(folder)
+    return scores
+
+
+def _teach_singles(
+    model: FaceClassifier, corpus: Path, folder: Path, seed: int, p: Preprocessing
+) -> dict[str, float]:
+    """Eight classes on single faces; returns accuracy and WAF on `val`."""
+    config = model.encoder.config
+    train, val = load_faces(corpus, "train"), load_faces(corpus, "val")
+    schedule = _schedule(config, config.single_epochs, config.lr, seed)
+
+    def loss(model: nn.Module, indices: NDArray[np.int64]) -> Tensor:
+        images = augment(_to_float(train.images[indices], p)[:, None])[:, 0]
+        truth = torch.from_numpy(train.labels[indices])
+        return F.cross_entropy(model(images), truth, label_smoothing=config.label_smoothing)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        predicted = _predict(model, val.images, lambda part: _to_float(part, p))
+        return _scores(val.labels, predicted, len(FACE8))
+
+    return fit(model, loss, len(train.labels), schedule, folder, name="single", evaluate=evaluate)
+
+
+def _teach_grids(
+    model: FaceClassifier, corpus: Path, folder: Path, seed: int, p: Preprocessing
+) -> dict[str, float]:
+    """Six classes on sequences and some repeated single faces; accuracy and WAF on `val`."""
+    config = model.encoder.config
+    train, val = load_sequences(corpus, "train"), load_sequences(corpus, "val")
+    faces, labels = _singles_as_mer6(corpus, config.grid_singles, seed)
+    frames, sequences = train.images.shape[1], len(train.labels)
+    schedule = _schedule(config, config.grid_epochs, config.grid_lr, seed)
+
+    def loss(model: nn.Module, indices: NDArray[np.int64]) -> Tensor:
+        many, one = indices[indices < sequences], indices[indices >= sequences] - sequences
+        repeated = np.repeat(faces[one][:, None], frames, axis=1)
+        clips = np.concatenate((train.images[many], repeated))
+        truth = torch.from_numpy(np.concatenate((train.labels[many], labels[one])))
+        images = tiled(augment(_to_float(clips, p)), p.grid)
+        return F.cross_entropy(model(images), truth, label_smoothing=config.label_smoothing)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        predicted = _predict(model, val.images, lambda part: tiled(_to_float(part, p), p.grid))
+        return _scores(val.labels, predicted, len(MER6))
+
+    samples = sequences + len(labels)
+    return fit(model, loss, samples, schedule, folder, name="grid", evaluate=evaluate)
+
+
+def tile_positions(state: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
+    """A single face's encoder for grids: its position table is copied into each tile.
+
+    Args:
+        state: of a `FaceEncoder` whose side is one face's.
+        grid: tiles in a row.
+    """
+    key = "backbone.embeddings.position_embeddings"  # both architectures': [1, 1 + n * n, hidden]
+    first, patches = state[key][:, :1], state[key][:, 1:]
+    n = math.isqrt(patches.shape[1])
+    table = patches.view(1, n, n, -1).tile(1, grid, grid, 1).flatten(1, 2)
+    return {**state, key: torch.cat((first, table), dim=1)}
+
+
+def tiled(faces: Tensor, grid: int) -> Tensor:
+    """float32 [b, grid * grid, 3, s, s] in time order -> [b, 3, grid * s, grid * s], as the
+    `preprocess` step lays them out."""
+    batch, _, colours, side, _ = faces.shape
+    rows = faces.view(batch, grid, grid, colours, side, side).permute(0, 3, 1, 4, 2, 5)
+    return rows.reshape(batch, colours, grid * side, grid * side)
+
+
+def _vit(config: FaceEncoderConfig, side: int) -> nn.Module:
+    model: nn.Module = ViTModel(
+        ViTConfig(
+            hidden_size=config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=MLP_RATIO * config.hidden,
+            image_size=side,
+            patch_size=config.patch,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        add_pooling_layer=False,
+    )
+    return model
+
+
+def _internvit(config: FaceEncoderConfig, side: int) -> nn.Module:
+    model: nn.Module = InternVLVisionModel(
+        InternVLVisionConfig(
+            hidden_size=config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=MLP_RATIO * config.hidden,
+            image_size=[side, side],
+            patch_size=[config.patch, config.patch],
+            use_qk_norm=True,
+            norm_type="rms_norm",
+            attention_bias=False,
+            layer_scale_init_value=LAYER_SCALE,
+            use_mean_pooling=True,
+        )
+    )
+    return model
+
+
+def _schedule(config: FaceEncoderConfig, epochs: int, lr: float, seed: int) -> FitConfig:
+    return FitConfig(
+        epochs=epochs,
+        batch_size=config.batch_size,
+        lr=lr,
+        weight_decay=config.weight_decay,
+        label_smoothing=config.label_smoothing,
+        seed=seed,
+        bf16=config.bf16,
+    )
+
+
+def _singles_as_mer6(corpus: Path, count: int, seed: int) -> tuple[Images, Labels]:
+    """`count` faces of the classes that MER6 knows, with labels in its order."""
+    faces = load_faces(corpus, "train")
+    to_mer6 = np.array([MER6.index(name) if name in MER6 else -1 for name in FACE8])
+    labels = to_mer6[faces.labels]
+    known = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))[:count]
+    known.sort()
+    return np.asarray(faces.images[known]), labels[known].astype(np.int64)
+
+
+def _to_float(images: Images, p: Preprocessing) -> Tensor:
+    """uint8 [..., side, side, 3] -> normalised float32 [..., 3, side, side]."""
+    mean, std = 255 * torch.tensor(p.face_mean), 255 * torch.tensor(p.face_std)
+    return ((torch.from_numpy(images).float() - mean) / std).movedim(-1, -3)
+
+
+def _predict(model: nn.Module, images: Images, to_input: Callable[[Images], Tensor]) -> Labels:
+    parts = range(0, len(images), EVALUATION_BATCH)
+    logits = [model(to_input(np.asarray(images[i : i + EVALUATION_BATCH]))) for i in parts]
+    return torch.cat(logits).argmax(dim=1).numpy()
+
+
+def _scores(truth: Labels, predicted: Labels, classes: int) -> dict[str, float]:
+    return {"waf": waf(truth, predicted, classes), "accuracy": accuracy(truth, predicted)}

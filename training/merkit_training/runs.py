@@ -1,0 +1,168 @@
+"""The run folder: what each stage leaves behind, and how a later one finds it again.
+
+Stages run for minutes and are killed in between. So every file appears whole or not at all, a
+stage's `card.json` is its last file and means "done", and `run.json` tells which recipe, data and
+package versions made it, so that two recipes never mix in one folder unnoticed.
+
+    RUN/recipe.json  RUN/run.json  RUN/<stage>/{config.json, model.safetensors, card.json}
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import zlib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from merkit.bundle import sha256_file
+from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputError
+from merkit_training.recipe import Recipe
+
+CARD, CONFIG, MODEL = "card.json", "config.json", "model.safetensors"
+PACKAGES = ("merkit", "torch", "transformers", "numpy", "opencv-python-headless", "tokenizers")
+"""Packages whose version can change what a run computes."""
+
+
+def stage_seed(recipe: Recipe, stage: str) -> int:
+    """The stage's own seed, 32 bits, so that stages draw independently of each other."""
+    return zlib.crc32(f"{recipe.run.seed}/{stage}".encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes plain values as JSON, through a temporary name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads what `write_json` wrote.
+
+    Raises:
+        BundleNotFoundError: no such file.
+        BundleCorruptError: not JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError:
+        raise BundleNotFoundError(
+            f"there is no {path}", "a finished stage", "run: merkit-train run RECIPE"
+        ) from None
+    except ValueError as error:
+        raise BundleCorruptError(f"{path} is no JSON ({error})", "JSON", _redo(path)) from None
+    if not isinstance(value, dict):
+        raise BundleCorruptError(f"{path} holds {type(value).__name__}", "an object", _redo(path))
+    return value
+
+
+def save_step(
+    run: Path,
+    step: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    card: Mapping[str, Any],
+) -> None:
+    """Writes a trained step: configuration, weights, and last the card that marks it done."""
+    folder = run / step
+    write_json(folder / CONFIG, dict(config))
+    temporary = folder / f"{MODEL}.tmp"
+    plain = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, temporary)
+    temporary.replace(folder / MODEL)
+    write_json(folder / CARD, dict(card))
+
+
+def load_step_files(run: Path, step: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights that `save_step` wrote.
+
+    Raises:
+        BundleNotFoundError: the stage has not been trained in this run.
+        BundleCorruptError: a file is damaged.
+    """
+    folder = run / step
+    config = read_json(folder / CONFIG)
+    try:
+        return config, load_file(folder / MODEL)
+    except FileNotFoundError:
+        raise BundleNotFoundError(
+            f"{folder} holds no {MODEL}",
+            "a finished stage",
+            f"run: merkit-train run --stage {step}",
+        ) from None
+    except SafetensorError as error:
+        raise BundleCorruptError(
+            f"{folder / MODEL} is damaged ({error})", "safetensors", _redo(folder / MODEL)
+        ) from None
+
+
+class RunCard:
+    """`run.json`: what made this run, and the score and wall time of each stage done."""
+
+    def __init__(self, run: Path, recipe: Recipe, corpus: Path) -> None:
+        self.run, self.recipe, self.path = run, recipe, run / "run.json"
+        self.data = sha256_file(corpus / CARD) if (corpus / CARD).exists() else None
+        self.content: dict[str, Any] = (
+            read_json(self.path) if self.path.exists() else {"stages": {}}
+        )
+        self._refuse_other_origin()
+        write_json(run / "recipe.json", recipe.to_json())
+
+    def done(self, stage: str) -> bool:
+        """Whether the stage's own card says that it has finished."""
+        return (self.run / stage / CARD).exists()
+
+    def record(self, stage: str, scores: Mapping[str, float], seconds: float) -> None:
+        """Notes a finished stage; writes its card too, if the stage left that to us."""
+        self.content |= {
+            "name": self.recipe.run.name,
+            "seed": self.recipe.run.seed,
+            "data": self.data,
+            "python": platform.python_version(),
+            "packages": {name: _version(name) for name in PACKAGES},
+        }
+        self.content["stages"][stage] = {
+            "scores": dict(scores),
+            "seconds": round(seconds, 1),
+            "recipe": self._of(stage),
+        }
+        if not self.done(stage):
+            write_json(self.run / stage / CARD, {"scores": dict(scores)})
+        write_json(self.path, self.content)
+
+    def _of(self, stage: str) -> Any:
+        return self.recipe.to_json().get(stage)
+
+    def _refuse_other_origin(self) -> None:
+        finished = {s: v for s, v in self.content["stages"].items() if self.done(s)}
+        if not finished:
+            return
+        pairs: list[tuple[str, Any, Any]] = [("seed", self.content["seed"], self.recipe.run.seed)]
+        pairs += [("corpus", self.content["data"], self.data)]
+        pairs += [(f"[{s}]", v["recipe"], json.loads(json.dumps(self._of(s)))) for s, v in
+                  finished.items()]  # fmt: skip
+        for what, recorded, asked in pairs:
+            if recorded != asked:
+                raise InvalidInputError(
+                    f"{self.run} was begun with another {what}",
+                    f"{recorded}, not {asked}",
+                    "choose another run folder, or remove what was trained with the old one",
+                )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _redo(path: Path) -> str:
+    return f"remove {path.parent} and run the stage again"

@@ -1,0 +1,37 @@
+"""Every ONNX step of the pipeline as a torch module, by name: what trains is what exports."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from torch import nn
+
+from merkit.errors import InvalidInputError
+
+LOADERS = {
+    "preprocess": "merkit_training.preprocess:load",
+    "face_encoder": "merkit_training.encoders.vision:load",
+    "face_encoder_large": "merkit_training.encoders.vision:load_large",
+    "audio_encoder": "merkit_training.encoders.audio:load",
+    "text_encoder": "merkit_training.encoders.text:load",
+    "joint_encoder": "merkit_training.encoders.joint:load",
+    "fusion": "merkit_training.fusion.model:load",
+    "voting": "merkit_training.voting:load",
+}
+"""`module:function` of each step; the function takes the run folder."""
+
+
+def load_step(run: Path, step: str) -> nn.Module:
+    """The step of a finished run, in eval mode, without gradients.
+
+    Raises:
+        InvalidInputError: no such step.
+        BundleNotFoundError: the step has not been trained in this run.
+        BundleCorruptError: its files are damaged.
+    """
+    if step not in LOADERS:
+        raise InvalidInputError(f"the step {step!r} is unknown", f"one of {', '.join(LOADERS)}")
+    module, _, function = LOADERS[step].partition(":")
+    loaded: nn.Module = getattr(import_module(module), function)(run)
+    return loaded.eval().requires_grad_(False)
