@@ -1,0 +1,176 @@
+"""From a training run to a bundle: export, prove, then publish in one rename.
+
+A half-written or unproven bundle is worse than none, since it would load. So everything happens
+in a folder beside the target; parity is measured on those very files, through the SDK's own
+backend; and only what passed takes the target's place, whose former content stays until then.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from merkit.backends.embedded import EmbeddedBackend
+from merkit.bundle import MANIFEST, Bundle, onnx_steps, sha256_file, write_manifest
+from merkit.errors import InvalidInputError, MerkitError
+from merkit.render import render
+from merkit_export import graphs, samples
+from merkit_export.origin import Origin, provenance, read_origin
+from merkit_export.parity import OutcomeParity, StepParity, compare_steps
+from merkit_export.walk import torch_steps, walk
+
+SIZE_LIMIT = 10_000_000
+"""Bytes of content that a bundle checked into git may have; a larger one is built with a note."""
+THREADS = 2
+
+Report = Callable[[str], None]
+
+
+def build(run: Path, out: Path, *, name: str | None = None, say: Report = print) -> Bundle:
+    """Exports a run as the bundle `out`, replacing a bundle that stands there.
+
+    Args:
+        run: a finished run folder of `merkit-train run`.
+        out: the bundle's folder.
+        name: what the manifest calls the bundle; default: the recipe's name.
+        say: receives progress, one line at a time.
+
+    Raises:
+        InvalidInputError: `out` holds something that is not a bundle.
+        BundleError: the run is unfinished or damaged.
+        MerkitError: a step cannot be exported, or torch and ONNX disagree; nothing is written.
+    """
+    _refuse_foreign(out)
+    origin = read_origin(run)
+    facts = provenance(origin)
+    with _beside(out) as folder:
+        digests = export_steps(origin, folder, say)
+        details = {
+            "name": name or facts["recipe"].get("run", {}).get("name", "unnamed"),
+            "voters": origin.voters,
+            "precision": {step.name: "fp32" for step in onnx_steps(origin.contract)},
+            "provenance": facts,
+        }
+        bundle = write_manifest(folder, origin.contract, digests, details)
+        steps, outcome = prove(bundle, origin)
+        say(f"parity: {describe(steps, outcome)}")
+        details["validation"] = validation(steps, outcome)
+        bundle = write_manifest(folder, origin.contract, digests, details)
+        render(bundle, folder)
+        size = sum(entry["size"] for entry in bundle.manifest["content"].values())
+        note = (
+            "" if size <= SIZE_LIMIT else f", more than the {SIZE_LIMIT / 1e6:.0f} MB meant for git"
+        )
+        say(f"{len(bundle.manifest['content'])} files, {size / 1e6:.2f} MB{note}")
+        _publish(folder, out)
+    say(f"{out}: bundle {bundle.bundle_id}, contract {bundle.contract.contract_id}")
+    return Bundle(out, bundle.contract, bundle.manifest)
+
+
+def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str, str]:
+    """Writes every content file below `folder`; the digest of each step that has any."""
+    contract = origin.contract
+    resources = folder / "tokenize" / "1"
+    resources.mkdir(parents=True)
+    shutil.copyfile(origin.tokenizer, resources / origin.tokenizer.name)
+    digests = {"tokenize": sha256_file(resources / origin.tokenizer.name)}
+    example = _example(origin, resources)
+    for spec in onnx_steps(contract):
+        started = time.monotonic()
+        model = graphs.export_step(origin.modules[spec.name], spec, contract, example)
+        size = graphs.save(model, folder / spec.name / "1" / "model.onnx")
+        digests[spec.name] = graphs.step_digest(model)
+        seconds = time.monotonic() - started
+        say(f"{spec.name:20} {size / 1e6:6.2f} MB {len(model.graph.node):5} nodes {seconds:6.1f} s")
+    return digests
+
+
+def prove(bundle: Bundle, origin: Origin) -> tuple[list[StepParity], OutcomeParity]:
+    """Measures parity of an opened bundle with its run; MerkitError where they disagree."""
+    backend = EmbeddedBackend(bundle, providers=["cpu"], threads=THREADS)
+    try:
+        steps, outcome = compare_steps(backend, origin.modules)
+    finally:
+        backend.close()
+    failed = [*(p for step in steps for p in step.problems), *outcome.problems]
+    if failed:
+        names = ", ".join(step.step for step in steps if not step.passed) or "the whole pipeline"
+        raise MerkitError(
+            f"torch and ONNX disagree in {names}: {failed[0]}",
+            f"differences of at most {outcome.tolerance:g}, and no NaN",
+            "nothing was written; repair the module's export",
+        )
+    return steps, outcome
+
+
+def validation(steps: list[StepParity], outcome: OutcomeParity) -> dict[str, Any]:
+    """The parity report's summary, for the manifest."""
+    keys = ("cases", "max_abs", "batch", "absent")
+    return {
+        "parity": {
+            "tolerance": outcome.tolerance,
+            "steps": {s.step: {key: s.to_json()[key] for key in keys} for s in steps},
+            "made_up_clips": {"clips": outcome.clips, "max_abs": outcome.max_abs},
+        }
+    }
+
+
+def describe(steps: list[StepParity], outcome: OutcomeParity) -> str:
+    """One line on parity."""
+    worst = max(steps, key=lambda step: step.max_abs)
+    return (
+        f"{len(steps)} steps agree on {worst.cases} inputs each, at most {worst.max_abs:.1e} apart "
+        f"({worst.step}); {outcome.clips} made-up clips, same labels, "
+        f"probabilities at most {outcome.max_abs:.1e} apart"
+    )
+
+
+def _example(origin: Origin, resources: Path) -> Mapping[str, Any]:
+    """The inputs of every step at the sizes to trace at, as torch makes them on the way."""
+    from merkit.steps import REGISTRY
+
+    contract = origin.contract
+    steps = torch_steps(contract, origin.modules)
+    steps["tokenize"] = REGISTRY["tokenize"](contract, resources)
+    return walk(contract, steps, samples.example(contract))
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.exists() and (
+        not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file())
+    ):
+        raise InvalidInputError(
+            f"{out} exists and holds no {MANIFEST}",
+            "a bundle to replace, an empty folder or a new name",
+            "choose another folder",
+        )
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, on the same file system; gone afterwards unless renamed."""
+    folder = out.parent / f".{out.name}.{os.getpid()}.new"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Puts `folder` in the place of `out`; if that fails, `out` is as before."""
+    former = out.parent / f".{out.name}.{os.getpid()}.old"
+    if out.exists():
+        out.rename(former)
+    try:
+        folder.rename(out)
+    except OSError:
+        if former.exists():
+            former.rename(out)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
