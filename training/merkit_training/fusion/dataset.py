@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,14 +46,12 @@ class FeatureSet:
     def select(self, rows: Tensor) -> FeatureSet:
         """The clips numbered `rows` (int64), in that order."""
         order = rows.tolist()
-        return FeatureSet(
-            **{
-                f.name: value[rows]
-                if isinstance(value := getattr(self, f.name), Tensor)
-                else tuple(value[i] for i in order)
-                for f in fields(self)
-            }
-        )
+        chosen: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            tensor = isinstance(value, Tensor)
+            chosen[f.name] = value[rows] if tensor else tuple(value[i] for i in order)
+        return FeatureSet(**chosen)
 
     def features(self, rows: Tensor, presence: Tensor) -> dict[str, Tensor]:
         """Features by group letter of the clips `rows`, seen with only `presence` [rows, 3]."""
@@ -97,15 +96,15 @@ def read_features(folder: Path) -> FeatureSet:
             "run the stage 'features' first",
         )
     texts = json.loads((folder / "clips.json").read_text("utf-8"))
-    tensors = load_file(folder / "features.safetensors")
-    return FeatureSet(**{k: tuple(v) for k, v in texts.items()}, **tensors)
+    values: dict[str, Any] = {k: tuple(v) for k, v in texts.items()}
+    return FeatureSet(**values, **load_file(folder / "features.safetensors"))
 
 
 def join(parts: list[FeatureSet]) -> FeatureSet:
     """The clips of all parts, in order."""
-    merged: dict[str, object] = {}
+    merged: dict[str, Any] = {}
     for f in fields(FeatureSet):
         values = [getattr(part, f.name) for part in parts]
         tensors = isinstance(values[0], Tensor)
         merged[f.name] = torch.cat(values) if tensors else tuple(v for p in values for v in p)
-    return FeatureSet(**merged)  # type: ignore[arg-type]
+    return FeatureSet(**merged)

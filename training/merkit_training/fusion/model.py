@@ -11,10 +11,8 @@ is the published network exactly.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from merkit.contract import MODALITIES, Voter
 from merkit.pipeline import GROUP_MODALITIES, GROUPS
 from merkit_training.fusion.config import BranchConfig
+from merkit_training.runs import load_step_files
 from merkit_training.settings import from_table
 
 FAR_BELOW = -1e4
@@ -173,26 +172,11 @@ def group_presence(presence: Tensor) -> dict[str, Tensor]:
     return here
 
 
-def save(model: Fusion, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes `config.json` and `model.safetensors`; `facts` join the former's fields."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "model.safetensors.tmp"
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
-    temporary.replace(folder / "model.safetensors")
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-    temporary.replace(folder / "config.json")
-
-
 def load(run: Path) -> Fusion:
-    """The trained fusion of a run, in eval mode, voters in rank order."""
-    from safetensors.torch import load_file
-
-    facts = json.loads((run / "fusion" / "config.json").read_text("utf-8"))
+    """The trained fusion of a run, in eval mode, voters in rank order; errors as in `runs`."""
+    facts, tensors = load_step_files(run, "fusion")
     voters = [Voter(v["name"], tuple(v["groups"])) for v in facts["voters"]]
     config = from_table(BranchConfig, facts["branch"], "fusion/config.json [branch]")
     model = Fusion(voters, facts["widths"], len(facts["labels"]), config)
-    model.load_state_dict(load_file(run / "fusion" / "model.safetensors"))
+    model.load_state_dict(tensors)
     return model.eval()

@@ -29,9 +29,10 @@ from merkit.pipeline import SEED_VOTERS
 from merkit_training.fusion.calibration import fit_temperature
 from merkit_training.fusion.config import FusionConfig
 from merkit_training.fusion.dataset import FeatureSet, read_features
-from merkit_training.fusion.model import Branch, Fusion, group_presence, save
+from merkit_training.fusion.model import Branch, Fusion, group_presence
 from merkit_training.labels import MER6
 from merkit_training.metrics import waf
+from merkit_training.runs import save_step, stage_seed
 
 if TYPE_CHECKING:
     from merkit_training.recipe import Recipe
@@ -176,34 +177,32 @@ def fit_fusion(
 
 
 def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
-    """The stage `fusion`: writes run/fusion, then the modality table; returns the scores."""
+    """The stage `fusion`: writes run/fusion with the modality table; returns the scores."""
     from merkit_training.fusion.tables import write_tables
-    from merkit_training.runs import write_card
 
     started = time.monotonic()
     torch.set_num_threads(1)  # the matrices are small: more threads only wait for one another
-    data = read_features(run / "features" / "train")
-    validation = read_features(run / "features" / "val")
-    model, held_out, scores = fit_fusion(data, validation, recipe.fusion, recipe.run.seed)
-    folder = run / "fusion"
-    _write_held_out(folder, held_out, data.names)
-    temperatures = model.temperatures.tolist()
+    config, seed = recipe.fusion, stage_seed(recipe, "fusion")
+    data, validation = (read_features(run / "features" / split) for split in ("train", "val"))
+    model, held_out, scores = fit_fusion(data, validation, config, seed)
+    _write_held_out(run / "fusion", held_out, data.names)
     voters = [
         {"name": v.name, "groups": list(v.groups), "waf": score, "temperature": temperature}
-        for v, score, temperature in zip(model.voters, scores, temperatures, strict=True)
+        for v, score, temperature in zip(
+            model.voters, scores, model.temperatures.tolist(), strict=True
+        )
     ]
     facts = {
         "voters": voters,
+        "ranked_on": "weighted average F1 of out-of-fold predictions on the training clips",
         "labels": list(MER6),
         "widths": data.widths(),
-        "branch": asdict(recipe.fusion.branch),
-        "ranked_on": "weighted average F1 of out-of-fold predictions on the training clips",
+        "branch": asdict(config.branch),
     }
-    save(model, folder, facts)
-    summary = {f"waf_{v.name}": score for v, score in zip(model.voters, scores, strict=True)}
-    summary |= write_tables(recipe, corpus, run)
-    summary["seconds"] = round(time.monotonic() - started, 1)
-    write_card(folder, summary)
+    summary = {f"out_of_fold_{v['name']}": score for v, score in zip(voters, scores, strict=True)}
+    summary |= write_tables(config, corpus, run, model)
+    card = {"scores": summary, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+    save_step(run, "fusion", facts, model.state_dict(), card)
     return summary
 
 

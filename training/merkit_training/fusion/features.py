@@ -1,0 +1,178 @@
+"""The stage `features`: every labelled clip through decoder, detector and encoders, once.
+
+Fusion trains in seconds on features that take minutes to compute, and it is repeated over folds
+and seeds. So they are computed once, from the real files by the very code that serves, and kept.
+Finished parts survive a kill.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from merkit.contract import MODALITIES, Preprocessing
+from merkit.pipeline import GROUPS, standard_contract
+from merkit_training.fusion.dataset import FeatureSet, join, read_features
+from merkit_training.labels import MER6
+from merkit_training.steps import load_step
+
+if TYPE_CHECKING:
+    from merkit_training.corpus import Clip
+    from merkit_training.recipe import Recipe
+
+SPLITS = ("train", "val", "test_multi", "test_semi", "test_noise")
+PART = 128
+"""Clips of one part: what a kill loses at most, and what memory holds twice."""
+DECODERS = 2
+ENCODERS = ("face_encoder", "face_encoder_large", "audio_encoder", "text_encoder", "joint_encoder")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a clip's file holds."""
+
+    crops: NDArray[np.uint8]  # [faces, side, side, 3]
+    waveform: NDArray[np.float32]  # [samples]
+
+
+def extract(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
+    """Writes run/features/<split>/ for every labelled split; returns shares of what was found."""
+    from merkit_training.corpus import read_clips
+
+    encode = Encoder(run, recipe.preprocessing)
+    found: dict[str, float] = {}
+    for split in SPLITS:
+        clips = read_clips(corpus, split)
+        folder = run / "features" / split
+        if not (folder / "clips.json").exists():
+            _extract_split(clips, encode, folder, recipe.fusion.batch_clips)
+        presence = read_features(folder).presence.float().mean(dim=0)
+        found |= {f"{split}_{m}": float(p) for m, p in zip(MODALITIES, presence, strict=True)}
+    return found
+
+
+class Encoder:
+    """Decoded clips to features, with the trained steps of a run in torch."""
+
+    def __init__(self, run: Path, preprocessing: Preprocessing) -> None:
+        from merkit.steps import Tokenize
+
+        contract = standard_contract(MER6, dict.fromkeys(GROUPS, 1), preprocessing)
+        self.preprocessing = preprocessing
+        self.tokenize = Tokenize(contract, run / "tokenizer")
+        self.preprocess = load_step(run, "preprocess")
+        self.steps: dict[str, nn.Module] = {name: load_step(run, name) for name in ENCODERS}
+
+    def decode(self, path: Path) -> Decoded:
+        """Reads one file; safe to call from several threads."""
+        from merkit.faces import find_faces
+        from merkit.media import decode_clip
+
+        clip = decode_clip(path, self.preprocessing)
+        faces = find_faces(clip.frames, clip.frame_times, self.preprocessing)
+        return Decoded(faces.crops, clip.waveform)
+
+    @torch.inference_mode()
+    def __call__(self, decoded: Sequence[Decoded], texts: Sequence[str]) -> dict[str, Tensor]:
+        """Features of a batch under FeatureSet's names; rows of absent modalities are zeros."""
+        crops, face_count = _padded([d.crops for d in decoded])
+        waveform, waveform_length = _padded([d.waveform for d in decoded])
+        words, silence = self._tokens(texts), self._tokens([""] * len(texts))
+        grid, values, mask, log_mel, presence = self.preprocess(
+            crops, face_count, waveform, waveform_length, words["text_length"]
+        )
+        video, audio, text = (presence[:, i : i + 1] for i in range(len(MODALITIES)))
+
+        def joint(ids: dict[str, Tensor], shown: Tensor) -> Tensor:
+            step = self.steps["joint_encoder"]
+            heard: Tensor = step(log_mel, ids["joint_ids"], ids["joint_length"], shown)
+            return _only(heard, shown[:, 1:].any(dim=1, keepdim=True))
+
+        none = torch.zeros_like(audio)
+        views = [
+            joint(words, presence),
+            joint(silence, torch.cat([video, audio, none], dim=1)),
+            joint(words, torch.cat([video, none, text], dim=1)),
+        ]
+        return {
+            "presence": presence,
+            "audio_features": _only(self.steps["audio_encoder"](values, mask), audio),
+            "text_features": _only(
+                self.steps["text_encoder"](words["text_ids"], words["text_length"]), text
+            ),
+            "face_features": _only(self.steps["face_encoder"](grid), video),
+            "face_features_large": _only(self.steps["face_encoder_large"](grid), video),
+            "joint_views": torch.stack(views, dim=1),
+        }
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        column = np.array([[text] for text in texts], dtype=np.object_)
+        ids = self.tokenize({"text": column})
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in ids.items()}
+
+
+def _extract_split(clips: Sequence[Clip], encode: Encoder, folder: Path, batch: int) -> None:
+    parts = [folder / "parts" / f"{start:06d}" for start in range(0, len(clips), PART)]
+    todo = [i for i, part in enumerate(parts) if not (part / "clips.json").exists()]
+    left = sum(len(clips[i * PART : (i + 1) * PART]) for i in todo)
+    with (
+        ThreadPoolExecutor(DECODERS) as pool,
+        tqdm(total=len(clips), initial=len(clips) - left, desc=folder.name, unit="clip") as bar,
+    ):
+        for i, decoded in _decoded_ahead(clips, todo, encode, pool):
+            own = clips[i * PART : (i + 1) * PART]
+            pieces = []
+            for start in range(0, len(own), batch):
+                chosen = own[start : start + batch]
+                read = [future.result() for future in decoded[start : start + batch]]
+                pieces.append(_named(chosen, encode(read, [clip.text for clip in chosen])))
+                bar.update(len(chosen))
+            join(pieces).save(parts[i])
+    join([read_features(part) for part in parts]).save(folder)
+    shutil.rmtree(folder / "parts")
+
+
+def _decoded_ahead(
+    clips: Sequence[Clip], todo: Sequence[int], encode: Encoder, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, list[Future[Decoded]]]]:
+    """Each part with its files being decoded, the next part's already submitted."""
+    ahead: list[tuple[int, list[Future[Decoded]]]] = []
+    for i in todo:
+        own = clips[i * PART : (i + 1) * PART]
+        ahead.append((i, [pool.submit(encode.decode, clip.path) for clip in own]))
+        if len(ahead) > 1:
+            yield ahead.pop(0)
+    yield from ahead
+
+
+def _named(clips: Sequence[Clip], tensors: dict[str, Tensor]) -> FeatureSet:
+    return FeatureSet(
+        names=tuple(clip.name for clip in clips),
+        identities=tuple(str(clip.identity) for clip in clips),
+        subsets=tuple(clip.subset for clip in clips),
+        labels=torch.tensor([MER6.index(clip.label) for clip in clips]),
+        **tensors,
+    )
+
+
+def _padded(arrays: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:
+    """Arrays of different lengths as one right-padded tensor, and the lengths [b, 1]."""
+    lengths = np.array([[len(a)] for a in arrays], np.int64)
+    padded = np.zeros((len(arrays), lengths.max(), *arrays[0].shape[1:]), arrays[0].dtype)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+def _only(features: Tensor, present: Tensor) -> Tensor:
+    return torch.where(present, features, 0.0)
