@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +27,7 @@ from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputE
 from merkit_training.recipe import Recipe
 
 CARD, CONFIG, MODEL = "card.json", "config.json", "model.safetensors"
+HALF_FROM = 1024  # elements; smaller tensors (biases, scales, statistics) stay float32
 PACKAGES = ("merkit", "torch", "transformers", "numpy", "opencv-python-headless", "tokenizers")
 """Packages whose version can change what a run computes."""
 
@@ -74,8 +76,7 @@ def save_step(
     folder = run / step
     write_json(folder / CONFIG, dict(config))
     temporary = folder / f"{MODEL}.tmp"
-    plain = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, temporary)
+    save_file({name: _stored(tensor) for name, tensor in tensors.items()}, temporary)
     temporary.replace(folder / MODEL)
     write_json(folder / CARD, dict(card))
 
@@ -90,7 +91,11 @@ def load_step_files(run: Path, step: str) -> tuple[dict[str, Any], dict[str, Ten
     folder = run / step
     config = read_json(folder / CONFIG)
     try:
-        return config, load_file(folder / MODEL)
+        weights = load_file(folder / MODEL)
+        return config, {
+            name: tensor.float() if tensor.dtype is torch.float16 else tensor
+            for name, tensor in weights.items()
+        }
     except FileNotFoundError:
         raise BundleNotFoundError(
             f"{folder} holds no {MODEL}",
@@ -101,6 +106,14 @@ def load_step_files(run: Path, step: str) -> tuple[dict[str, Any], dict[str, Ten
         raise BundleCorruptError(
             f"{folder / MODEL} is damaged ({error})", "safetensors", _redo(folder / MODEL)
         ) from None
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Weight matrices are rounded to half precision here, once, before anything is measured with
+    them, so that checkpoints and bundles hold the same values in half the bytes."""
+    plain = tensor.detach().clone().contiguous()
+    rounded = plain.dtype is torch.float32 and plain.numel() >= HALF_FROM
+    return plain.half() if rounded else plain
 
 
 class RunCard:
