@@ -189,7 +189,6 @@ def test_the_exported_graph_says_the_same(config: BranchConfig, tmp_path: Path) 
         given = [f.clone() for f in features]
         given[0][~presence[:, 1]] = float("nan")
         feeds = dict(zip(names, [t.numpy() for t in (*given, presence)], strict=True))
-        for found, expected in zip(
-            session.run(None, feeds), model(*features, presence), strict=True
-        ):
+        expected = model(*features, presence)
+        for found, torch_says in zip(session.run(None, feeds), expected, strict=True):
             np.testing.assert_allclose(found, torch_says.detach().numpy(), atol=1e-5)
