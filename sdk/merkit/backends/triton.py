@@ -1,0 +1,335 @@
+"""The pipeline on a Triton server, over gRPC.
+
+tritonclient alone blocks without a way to cancel, never retries, leaks when asynchronous clients
+are made again, and raises its own exceptions. This backend keeps one asynchronous client in one
+background thread, gives each call one deadline, and speaks merkit's vocabulary (design 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import time
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merkit.backends.base import Tensors, check_tensors
+from merkit.backends.breaker import CircuitBreaker
+from merkit.backends.grpc_errors import RETRIED, status_name, translate
+from merkit.contract import Contract
+from merkit.errors import (
+    BundleCorruptError,
+    ClipLimitError,
+    ContractMismatchError,
+    InferenceError,
+    InvalidInputError,
+    MissingExtraError,
+    ServerNotReadyError,
+    ServerUnavailableError,
+)
+from merkit.pipeline import BYTES_IN, DECODED_IN, OUTCOME
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+ENTRIES = {frozenset(BYTES_IN): "merkit", frozenset(DECODED_IN): "merkit_decoded"}
+"""The ensemble for each set of entry tensors."""
+
+RETRIES = 4  # attempts after the first, while the deadline allows
+FIRST_BACKOFF = 0.05  # seconds; doubles, with full jitter
+MAX_MESSAGE_BYTES = 2**31 - 1  # protobuf's own limit; both directions
+OVERHEAD_BYTES = 1 << 16  # names and shapes beside the tensors
+WIRE_DTYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32", "bool": "BOOL"}
+CHANNEL = [  # without these a channel waits up to two minutes before it tries a server again
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+]
+
+
+class TritonBackend:
+    """Executes the pipeline of whatever bundle a Triton server serves. Thread-safe.
+
+    Args:
+        url: `grpc://host:port`.
+        deadline: seconds within which each call must be answered, retries included.
+        contract_id: the contract to insist on; None accepts the server's.
+        breaker: stops calls to a server that does not answer; default: after five in a row.
+
+    Raises:
+        InvalidInputError: a url of another scheme or without a port, or a deadline not above 0.
+        ServerUnavailableError: nothing answers at the address.
+        ServerNotReadyError: a server answers, but it does not serve a bundle, or not yet.
+        ContractMismatchError: it serves another contract, or none that can be read.
+        MissingExtraError: tritonclient is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        deadline: float = 10.0,
+        contract_id: str | None = None,
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
+        self._address = _address(url)
+        if not deadline > 0:
+            raise InvalidInputError(f"a deadline of {deadline}", "more than 0 s", "raise it")
+        self.url, self.deadline = url, deadline
+        self._grpc = _grpc_client()
+        self._breaker = breaker or CircuitBreaker()
+        self._loop = _Loop()
+        self._client: Any = None
+        try:
+            parameters = self._ask(self._connect)
+            self.contract = _contract(parameters, url, contract_id)
+        except BaseException:
+            self.close()
+            raise
+        self.identity: Mapping[str, str] = {
+            "contract_id": self.contract.contract_id,
+            "bundle_id": parameters.get("bundle_id", ""),
+            "name": parameters.get("name", ""),
+            "backend": "triton",
+            "url": url,
+        }
+
+    def infer(self, tensors: Tensors, timings: dict[str, float] | None = None) -> dict[str, Array]:
+        """See `Backend.infer`. `timings` gets `request`: milliseconds from call to answer.
+
+        Raises:
+            InvalidInputError: tensors that no entry point takes.
+            ClipLimitError: more than a message can carry.
+            DeadlineExceededError: no answer within the deadline; the call is cancelled.
+            BackendError: the server is down, not ready, or failed; or what a step raised.
+            ContractMismatchError: the server now serves another contract.
+        """
+        start = time.perf_counter()
+        model = ENTRIES.get(frozenset(tensors))
+        if model is None:
+            raise InvalidInputError(
+                f"the tensors {sorted(tensors)}",
+                f"{sorted(BYTES_IN)} or {sorted(DECODED_IN)}",
+                "give one of these sets",
+            )
+        check_tensors(self.contract, tensors)
+        inputs = self._inputs(tensors)
+
+        async def call(expires: float) -> Any:
+            left = max(expires - time.monotonic(), 1e-3)
+            return await self._client.infer(model, inputs, client_timeout=left)
+
+        outputs = self._outputs(self._guarded(call))
+        if timings is not None:
+            timings["request"] = (time.perf_counter() - start) * 1e3
+        return outputs
+
+    def close(self) -> None:
+        """Closes the connection and ends the background thread. Safe to call twice."""
+        self._loop.close(self._client)
+
+    def _guarded(self, call: Any) -> Any:
+        """Asks through the circuit breaker, and says so when the server's contract has changed."""
+        if (wait := self._breaker.remaining()) > 0:
+            raise ServerUnavailableError(
+                f"{self.url} did not answer several calls in a row",
+                "a server that answers",
+                f"check it; it will be tried again in {wait:.1f} s",
+            )
+        try:
+            answer = self._ask(call)
+        except (ServerUnavailableError, ServerNotReadyError):
+            self._breaker.failed()
+            raise
+        except InvalidInputError:
+            self._breaker.succeeded()
+            self._check_unchanged()
+            raise
+        except BaseException:
+            self._breaker.succeeded()
+            raise
+        self._breaker.succeeded()
+        return answer
+
+    def _check_unchanged(self) -> None:
+        """Turns a refusal into the mismatch behind it, if the server was given another bundle."""
+        _contract(self._ask(self._parameters), self.url, self.contract.contract_id)
+
+    def _ask(self, call: Any) -> Any:
+        """Runs `call(expires)` in the background until it answers, fails, or time is up."""
+        return self._loop.run(self._attempts(call, time.monotonic() + self.deadline))
+
+    async def _attempts(self, call: Any, expires: float) -> Any:
+        from tritonclient.utils import InferenceServerException
+
+        backoff = FIRST_BACKOFF
+        for attempt in range(RETRIES + 1):
+            try:
+                return await call(expires)
+            except InferenceServerException as error:
+                pause = random.uniform(0.5, 1.0) * backoff
+                last = attempt == RETRIES or time.monotonic() + pause >= expires
+                if last or status_name(error) != RETRIED:
+                    raise translate(error, self.url, self.deadline) from None
+            await asyncio.sleep(pause)
+            backoff *= 2
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _connect(self, expires: float) -> dict[str, str]:
+        if self._client is None:  # made inside the loop that it will live in
+            self._client = self._grpc.InferenceServerClient(self._address, channel_args=CHANNEL)
+        left = max(expires - time.monotonic(), 1e-3)
+        if not await self._client.is_model_ready("merkit", client_timeout=left):
+            raise ServerNotReadyError(
+                f"a Triton server answers at {self.url}, but its model 'merkit' is not ready",
+                "a server that has loaded a merkit bundle",
+                "wait until it is ready, or start one: merkit serve BUNDLE",
+            )
+        return await self._parameters(expires)
+
+    async def _parameters(self, expires: float) -> dict[str, str]:
+        left = max(expires - time.monotonic(), 1e-3)
+        answer = await self._client.get_model_config("merkit", client_timeout=left)
+        return {key: value.string_value for key, value in answer.config.parameters.items()}
+
+    def _inputs(self, tensors: Tensors) -> list[Any]:
+        if sum(value.nbytes for value in tensors.values()) > MAX_MESSAGE_BYTES - OVERHEAD_BYTES:
+            raise ClipLimitError(
+                "tensors of more than 2 GiB", "what one message can carry", "send a shorter clip"
+            )
+        inputs = []
+        for name, value in tensors.items():
+            dtype = self.contract.tensors[name].dtype
+            made = self._grpc.InferInput(name, list(value.shape), WIRE_DTYPES.get(dtype, "BYTES"))
+            try:
+                inputs.append(made.set_data_from_numpy(value))
+            except UnicodeEncodeError as error:
+                raise InvalidInputError(
+                    f"the tensor {name!r} holds text that is not Unicode ({error.reason})",
+                    "text that UTF-8 can encode",
+                    "remove lone surrogates",
+                ) from None
+        return inputs
+
+    def _outputs(self, answer: Any) -> dict[str, Array]:
+        outputs = {}
+        for tensor in answer.get_response().outputs:
+            array = answer.as_numpy(tensor.name)
+            if array.dtype == np.object_:
+                text = [value.decode("utf-8") for value in array.flat]
+                array = np.array(text, dtype=np.object_).reshape(array.shape)
+            outputs[tensor.name] = array
+        if missing := set(OUTCOME) - set(outputs):
+            raise InferenceError(
+                f"the answer of {self.url} lacks {sorted(missing)}",
+                f"the tensors {OUTCOME}",
+                "render the server's repository again with this version of merkit",
+            )
+        return outputs
+
+
+class _Loop:
+    """An event loop in a thread of its own, for callers that have none."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="merkit-triton", daemon=True
+        )
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Waits for `work`; cancels it when the wait is broken off, by Ctrl-C say."""
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise InferenceError("the client is closed", "an open client", "connect again")
+            future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise InferenceError(
+                "the client was closed during the call", "an open client", "connect again"
+            ) from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self, client: Any) -> None:
+        """Ends open calls, the client and the thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._end(client), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @staticmethod
+    async def _end(client: Any) -> None:
+        others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if client is not None:
+            await client.close()
+
+
+def _address(url: str) -> str:
+    """`host:port` out of `grpc://host:port`."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme == "grpc" and parts.hostname and parts.port
+        if good and not (parts.path.strip("/") or parts.query or parts.username):
+            return parts.netloc
+    except (ValueError, AttributeError, TypeError):
+        pass
+    raise InvalidInputError(
+        f"the url {url!r}",
+        "grpc://host:port (HTTP is not supported: its calls cannot be cancelled)",
+        "give the gRPC address that merkit serve prints",
+    )
+
+
+def _grpc_client() -> Any:
+    try:
+        import tritonclient.grpc.aio as client
+    except ImportError:
+        raise MissingExtraError.of("tritonclient", "triton") from None
+    return client
+
+
+def _contract(parameters: Mapping[str, str], url: str, expected: str | None) -> Contract:
+    """The contract inside the ensemble's config parameters, compared with the one expected."""
+    if "contract" not in parameters:
+        raise ContractMismatchError(
+            f"the model 'merkit' at {url} carries no contract in its config's parameters",
+            "a server of a merkit bundle whose model-config can be read",
+            "render the repository with merkit-export render, or ask the server's operator",
+        )
+    try:
+        contract = Contract.from_json(json.loads(parameters["contract"]), url)
+    except (ValueError, BundleCorruptError) as error:
+        raise ContractMismatchError(
+            f"the contract that {url} carries cannot be read ({error})",
+            "one of this version of merkit",
+            "use the same version of merkit on both sides",
+        ) from None
+    if expected is not None and contract.contract_id != expected:
+        raise ContractMismatchError(
+            f"{url} serves the contract {contract.contract_id}",
+            expected,
+            "connect to a server of the expected bundle, or reconnect to accept this one",
+        )
+    return contract

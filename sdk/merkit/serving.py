@@ -1,0 +1,350 @@
+"""Starts a Triton server on a bundle, and leaves nothing behind when it ends.
+
+Started by hand, Triton needs a repository that suits its backends, a Python path for its stubs,
+free ports and somebody who waits; killed carelessly, it leaves stub processes and shared memory.
+`Server` does both ends; `serve` is the command around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from merkit.bundle import Bundle, open_bundle
+from merkit.errors import InferenceError, InvalidInputError, MerkitError, ServerUnavailableError
+from merkit.render import Deployment, render
+from merkit.tritonserver import Installation, assemble, find_installation
+
+HOST = "127.0.0.1"
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
+STUB_SECONDS = 10.0  # stubs notice within 1-4 s that their server is gone
+SPAWN = (  # the kernel ends the server when merkit dies, however it dies
+    "import ctypes, os, signal, sys\n"
+    "ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
+    "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
+    "os.execv(sys.argv[2], sys.argv[2:])\n"
+)
+TELLING = ("merkit-error:", "error", "Error", "failed", "Failed", "Internal", "UNAVAILABLE")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How to run a server."""
+
+    host: str = HOST
+    """Address to bind to. Triton has no authentication: keep it on loopback or behind a proxy."""
+    grpc_port: int = 0
+    """0 picks a free port, here and below."""
+    http_port: int = 0
+    metrics_port: int = 0
+    threads: int = 0
+    """Intra-op threads of each ONNX session; 0 means one for each core."""
+    decoders: int = 1
+    """Copies of the steps that decode clips and find faces."""
+    start_seconds: float = 120.0
+    """How long the server may take until it is ready."""
+    verbose: int = 0
+    """Triton's --log-verbose level."""
+
+
+class Server:
+    """A running Triton on one bundle; a context manager.
+
+    Attributes:
+        grpc, http, metrics: addresses, the first as `merkit.connect` takes it.
+        log: the server's log file, which is removed with the server.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | Bundle,
+        options: ServeOptions = ServeOptions(),
+        installation: Installation | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """Starts the server and waits until it is ready.
+
+        Args:
+            bundle: an opened bundle, or its folder.
+            options: ports and limits.
+            installation: which server; None looks for one.
+            progress: called with a line of text about once a second while waiting.
+
+        Raises:
+            BundleError: the bundle cannot be opened.
+            ServerUnavailableError: no server is installed, a port is taken, or it is not ready
+                in time.
+            InferenceError: the server gave up; the message holds the telling lines of its log.
+        """
+        self.options = options
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.installation = installation or find_installation(self.bundle.root)
+        ports = (options.grpc_port, options.http_port, options.metrics_port)
+        grpc, http_, metrics = free_ports(options.host, ports)
+        self._address = (options.host, http_)
+        self.grpc = f"grpc://{options.host}:{grpc}"
+        self.http = f"http://{options.host}:{http_}"
+        self.metrics = f"http://{options.host}:{metrics}/metrics"
+        self.folder = Path(tempfile.mkdtemp(prefix="merkit-serve-"))
+        self.log = self.folder / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        try:
+            command, environment = self._prepare((grpc, http_, metrics))
+            self._spawn(command, environment)
+            self._wait_ready(progress)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def running(self) -> bool:
+        """Whether the server's process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def wait(self) -> int:
+        """Blocks until the server ends, and returns its exit status."""
+        assert self._process is not None
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Ends server and stubs (SIGTERM, after a grace SIGKILL) and removes the temporary files.
+
+        Safe to call twice.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._process is not None:
+            _end(self._process)
+        for region in Path("/dev/shm").glob(f"{self.folder.name}*"):
+            region.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _prepare(self, ports: Sequence[int]) -> tuple[list[str], dict[str, str]]:
+        options, installation = self.options, self.installation
+        deployment = Deployment(
+            installation.flavour,
+            options.threads or os.cpu_count() or 1,
+            {"decode": options.decoders, "faces": options.decoders},
+        )
+        repository = self.folder / "models"
+        render(self.bundle, repository, deployment)
+        support = self.folder / "support"
+        support.mkdir()
+        backends, environment = assemble(installation, support)
+        command = [
+            str(installation.binary),
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={self.folder.name}",
+            "--disable-auto-complete-config",
+            f"--log-verbose={options.verbose}",
+        ]
+        for service, port in zip(("grpc", "http", "metrics"), ports, strict=True):
+            command += [f"--{service}-address={options.host}", f"--{service}-port={port}"]
+        return command, environment
+
+    def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Starts the process from a thread that outlives it.
+
+        The kernel's parent-death signal follows the *thread* that forked, so a caller's worker
+        thread that ends would take the server with it.
+        """
+        started = threading.Event()
+        failure: list[OSError] = []
+        launcher = [sys.executable, "-I", "-S", "-c", SPAWN, str(os.getpid()), *command]
+
+        def run() -> None:
+            try:
+                with self.log.open("wb") as log:
+                    self._process = subprocess.Popen(
+                        launcher,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env=dict(environment),
+                        cwd=self.folder,  # the stubs import from their working folder first
+                        start_new_session=True,  # Ctrl-C reaches merkit, which then ends all
+                    )
+            except OSError as error:
+                failure.append(error)
+            finally:
+                started.set()
+            if self._process is not None:
+                self._process.wait()
+
+        threading.Thread(target=run, name="merkit-server", daemon=True).start()
+        started.wait()
+        if failure:
+            raise ServerUnavailableError(
+                f"{command[0]} cannot be started ({failure[0]})",
+                "a Triton server that runs here",
+                "install it again",
+            )
+
+    def _wait_ready(self, progress: Callable[[str], None] | None) -> None:
+        begin = time.monotonic()
+        told = 0.0
+        while not _answers(*self._address):
+            waited = time.monotonic() - begin
+            if not self.running():
+                raise self._death()
+            if waited > self.options.start_seconds:
+                raise ServerUnavailableError(
+                    f"Triton was not ready after {waited:.0f} s; its log ends:\n{self._tail()}",
+                    f"ready within {self.options.start_seconds:.0f} s",
+                    "allow more time, or read the log above",
+                )
+            if progress and waited - told >= 1:
+                told = waited
+                progress(f"waiting for Triton ({waited:.0f} s)")
+            time.sleep(POLL_SECONDS)
+
+    def _death(self) -> MerkitError:
+        text = self.log.read_text("utf-8", "replace")
+        if (error := MerkitError.from_wire(text)) is not None:
+            return error
+        if "Address already in use" in text or "failed to start" in text:
+            return ServerUnavailableError(
+                f"a port is taken:\n{self._tail()}", "free ports", "choose other ports"
+            )
+        return InferenceError(
+            f"Triton gave up while starting:\n{self._tail()}",
+            "a server that loads every model",
+            "read the lines above; merkit verify checks the bundle itself",
+        )
+
+    def _tail(self, lines: int = 12) -> str:
+        text = self.log.read_text("utf-8", "replace").splitlines()
+        telling = [line for line in text if line[:1] == "E" or any(t in line for t in TELLING)]
+        return "\n".join(line[:400] for line in (telling or text)[-lines:])
+
+
+def serve(
+    bundle: str | os.PathLike[str],
+    options: ServeOptions = ServeOptions(),
+    say: Callable[[str], None] = print,
+) -> int:
+    """`merkit serve`: runs a server until Ctrl-C or SIGTERM; returns the exit status.
+
+    Raises what `Server` raises, and InferenceError when the server dies by itself.
+    """
+    with _signals_as_interrupt():
+        try:
+            with Server(bundle, options, progress=say) as server:
+                say(f"serving {server.bundle.root} (contract {server.bundle.contract.contract_id})")
+                say(f"  grpc     {server.grpc}")
+                say(f"  http     {server.http}")
+                say(f"  metrics  {server.metrics}")
+                say("press Ctrl-C to stop")
+                status = server.wait()
+                raise InferenceError(
+                    f"Triton ended by itself with status {status}:\n{server._tail()}",
+                    "a server that runs until it is stopped",
+                    "read the lines above and start it again",
+                )
+        except KeyboardInterrupt:
+            say("stopped")
+            return 0
+
+
+@contextlib.contextmanager
+def _signals_as_interrupt():  # type: ignore[no-untyped-def]
+    """SIGTERM stops as Ctrl-C does; in another than the main thread, signals stay as they are."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def free_ports(host: str, wanted: Sequence[int]) -> list[int]:
+    """`wanted`, with each 0 replaced by a port that is free now.
+
+    Raises ServerUnavailableError when a port that was asked for is taken.
+    """
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for port in wanted:
+            if not 0 <= port < 65536:
+                raise InvalidInputError(f"port {port}", "0 to 65535", "choose another port")
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((host, port))
+            except OSError as error:
+                raise ServerUnavailableError(
+                    f"{host}:{port} cannot be bound ({error.strerror})",
+                    "an address of this machine with a free port",
+                    "choose another, or stop what listens there",
+                ) from None
+            ports.append(int(listener.getsockname()[1]))
+        return ports
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether all models behind Triton's HTTP port are ready."""
+    connection = http.client.HTTPConnection(host, port, timeout=1)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends the process and its group: SIGTERM first, SIGKILL for what outlives the grace."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    deadline = time.monotonic() + STUB_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(POLL_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
