@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,8 +155,12 @@ class Client:
             return replace(answer, warnings=(*answer.warnings, note))
 
     def predict_many(
-        self, clips: Iterable[Clip | PathLike | bytes], *, workers: int = 2
-    ) -> Iterator[Prediction | MerkitError]:
+        self,
+        clips: Iterable[Clip | PathLike | bytes],
+        *,
+        workers: int = 2,
+        keep_frames: bool = False,
+    ) -> Generator[Prediction | MerkitError, None, None]:
         """Predictions in the order of the clips, several at a time.
 
         A clip that cannot be predicted yields its error in its place and costs the others
@@ -164,7 +168,7 @@ class Client:
         """
         if workers < 1:
             raise InvalidInputError(f"workers is {workers}", "at least 1", "give 1 or more")
-        return self._predict_many(clips, workers)
+        return self._predict_many(clips, workers, keep_frames)
 
     def close(self) -> None:
         """Releases the backend and the fall-back. Safe to call twice."""
@@ -203,13 +207,13 @@ class Client:
         )
 
     def _predict_many(
-        self, clips: Iterable[Clip | PathLike | bytes], workers: int
-    ) -> Iterator[Prediction | MerkitError]:
+        self, clips: Iterable[Clip | PathLike | bytes], workers: int, keep_frames: bool
+    ) -> Generator[Prediction | MerkitError, None, None]:
         pending: deque[Future[Prediction | MerkitError]] = deque()
         with ThreadPoolExecutor(workers, thread_name_prefix="merkit-client") as pool:
             try:
                 for clip in clips:
-                    pending.append(pool.submit(self._predict_or_error, clip))
+                    pending.append(pool.submit(self._predict_or_error, clip, keep_frames))
                     if len(pending) > 2 * workers:
                         yield pending.popleft().result()
                 while pending:
@@ -218,10 +222,12 @@ class Client:
                 for future in pending:
                     future.cancel()
 
-    def _predict_or_error(self, clip: Clip | PathLike | bytes) -> Prediction | MerkitError:
-        request = clip if isinstance(clip, Clip) else Clip(clip)
+    def _predict_or_error(
+        self, clip: Clip | PathLike | bytes, keep_frames: bool
+    ) -> Prediction | MerkitError:
+        c = clip if isinstance(clip, Clip) else Clip(clip)
         try:
-            return self.predict(request.media, request.text, source=request.source)
+            return self.predict(c.media, c.text, source=c.source, keep_frames=keep_frames)
         except MerkitError as error:
             return error
 

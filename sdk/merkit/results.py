@@ -6,8 +6,7 @@ matched up in a dozen places. Here it happens once, for the embedded and the ser
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from merkit.contract import MODALITIES, Contract
 from merkit.errors import ContractMismatchError, InferenceError, NoEvidenceError
+from merkit.media import MediaInfo
 from merkit.pipeline import GROUP_MODALITIES
 
 Array = NDArray[Any]
@@ -56,8 +56,11 @@ class Prediction:
         timings_ms: milliseconds by step; `total` is the whole call.
         bundle: identities: `contract_id`, `bundle_id`, `backend` and the like.
         warnings: what the caller should know about this clip.
-        frames: for reports, frames in which faces were found, uint8 [h, w, 3] RGB by time; empty
-            unless decoded in this process and asked for. Not part of `to_json`.
+        picture: width and height of the source's picture in pixels, None without one.
+        frames: for reports, frames in which faces were found, uint8 [h, w, 3] RGB by time, not
+            larger than the picture; empty unless decoded in this process and asked for.
+
+    `picture` and `frames` are no part of `to_json`.
     """
 
     source: str
@@ -71,6 +74,7 @@ class Prediction:
     timings_ms: Mapping[str, float]
     bundle: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    picture: tuple[int, int] | None = None
     frames: Mapping[float, Array] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -114,7 +118,7 @@ class Prediction:
         """
         check_contract(outputs, contract)
         row = {name: value[0] for name, value in outputs.items() if len(value)}
-        info = json.loads(row["media_info"].flat[0]) if "media_info" in row else {}
+        info = MediaInfo.from_json(row["media_info"][0]) if "media_info" in row else MediaInfo()
         present = [m for m, there in zip(MODALITIES, row["presence"], strict=True) if there]
         winner = int(row["label"])
         if not present or winner < 0:
@@ -132,10 +136,11 @@ class Prediction:
             modalities=tuple(present),
             contributions=_contributions(row, contract, present),
             transcript=transcript if "text" in present else None,
-            faces=_faces(row) if "video" in present else (),
+            faces=_faces(row, info) if "video" in present else (),
             timings_ms=dict(timings_ms or {}),
             bundle=dict(bundle or {}),
-            warnings=tuple(map(str, info.get("warnings", ()))),
+            warnings=(*info.warnings, *_unused(info, present)),
+            picture=(info.video.width, info.video.height) if info.video else None,
             frames=frames or {},
         )
 
@@ -157,12 +162,19 @@ def check_contract(outputs: Mapping[str, Array], contract: Contract) -> None:
         )
 
 
-def no_evidence(source: str, info: Mapping[str, Any], transcript: str | None) -> NoEvidenceError:
+def _unused(info: MediaInfo, present: Sequence[str]) -> Iterator[str]:
+    """What was there to look at or listen to, and yet held no evidence."""
+    if info.video and "video" not in present:
+        yield "no face was found in the picture, so it was not used"
+    if info.audio and "audio" not in present:
+        yield "the sound is silent or too short, so it was not used"
+
+
+def no_evidence(source: str, info: MediaInfo, transcript: str | None) -> NoEvidenceError:
     """Says for each modality what was looked for and what there was."""
-    video, audio = info.get("video"), info.get("audio")
     parts = [
-        "video: no face in the frames looked at" if video else "video: no picture",
-        "audio: only silence, or too little sound" if audio else "audio: no sound",
+        "video: no face in the frames looked at" if info.video else "video: no picture",
+        "audio: only silence, or too little sound" if info.audio else "audio: no sound",
         "text: nothing but blanks" if transcript else "text: none given",
     ]
     return NoEvidenceError(
@@ -213,12 +225,13 @@ def _contributions(
     return {m: value / whole if whole > 0 else even for m, value in totals.items()}
 
 
-def _faces(row: Mapping[str, Array]) -> tuple[Face, ...]:
+def _faces(row: Mapping[str, Array], info: MediaInfo) -> tuple[Face, ...]:
     if "face_boxes" not in row:
         return ()
+    boxes = info.in_pixels(row["face_boxes"]).round(1)
     return tuple(
         Face(float(time), (float(x), float(y), float(w), float(h)), float(confidence))
         for (x, y, w, h), time, confidence in zip(
-            row["face_boxes"], row["face_times"], row["face_confidence"], strict=True
+            boxes, row["face_times"], row["face_confidence"], strict=True
         )
     )

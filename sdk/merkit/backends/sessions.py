@@ -66,29 +66,36 @@ def open_sessions(
     """A session for each ONNX step of the bundle; `EmbeddedBackend` lists the errors."""
     ort = _onnxruntime()
     chosen = _providers(ort, providers)
+    steps = onnx_steps(bundle.contract)
+    sessions = {step.name: open_session(ort, bundle, step, chosen, threads) for step in steps}
+    for session in sessions.values():
+        if providers and session.provider != chosen[0]:
+            raise InferenceError(
+                f"{chosen[0]} could not start: {session.provider} took its place",
+                "the provider that was asked for",
+                "install its driver and libraries, or ask for another provider",
+            )
+    return sessions
+
+
+def open_session(
+    ort: Any, bundle: Bundle, step: StepSpec, providers: Sequence[str], threads: int
+) -> Session:
+    """Loads one step's graph and compares it with the contract."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = ONLY_FATAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    sessions = {}
-    for step in onnx_steps(bundle.contract):
-        path = bundle.model_path(step.name)
-        try:
-            session = ort.InferenceSession(str(path), options, providers=chosen)
-        except Exception as error:
-            first = str(error).splitlines()[0]
-            found = f"{path} cannot be loaded by onnxruntime {ort.__version__} ({first})"
-            raise BundleCorruptError(found, "a valid ONNX model", RESTORE) from error
-        if providers and session.get_providers()[0] != chosen[0]:
-            raise InferenceError(
-                f"{chosen[0]} could not start: {session.get_providers()[0]} took its place",
-                "the provider that was asked for",
-                "install its driver and libraries, or ask for another provider",
-            )
-        _check_model(path, step, session, bundle.contract)
-        sessions[step.name] = Session(step, session)
-    return sessions
+    path = bundle.model_path(step.name)
+    try:
+        session = ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        found = f"{path} cannot be loaded by onnxruntime {ort.__version__} ({first})"
+        raise BundleCorruptError(found, "a valid ONNX model", RESTORE) from error
+    _check_model(path, step, session, bundle.contract)
+    return Session(step, session)
 
 
 def _check_model(path: Path, step: StepSpec, session: Any, contract: Contract) -> None:

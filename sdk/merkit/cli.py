@@ -1,0 +1,258 @@
+"""The command `merkit`: predict, serve, inspect, verify.
+
+A shell should get the whole product: readable tables or JSON lines, one line for an error instead
+of a traceback, an exit status that can be relied on. Exit status: 0 when all went well, 1 when
+something failed (of several clips, at least one), 2 for a wrong command line, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merkit import __version__
+from merkit.errors import BundleNotFoundError, InvalidInputError, MerkitError
+
+if TYPE_CHECKING:
+    from merkit.client import Client, Clip
+    from merkit.report import Report
+    from merkit.results import Prediction
+
+DEFAULT_BUNDLE = Path("triton_repo/models")
+INTERRUPTED, BROKEN_PIPE = 130, 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status: int = args.run(args, parser)
+        sys.stdout.flush()
+        return status
+    except MerkitError as error:
+        _complain(error)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="merkit", description="Multimodal emotion recognition, embedded or served."
+    )
+    parser.add_argument("--version", action="version", version=f"merkit {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_predict(commands)
+    serve = commands.add_parser("serve", help="serve a bundle with Triton until Ctrl-C")
+    serve.add_argument("bundle", type=Path, metavar="BUNDLE")
+    for name in ("grpc", "http", "metrics"):
+        serve.add_argument(f"--{name}-port", type=int, default=0, metavar="N", help="0: a free one")
+    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    serve.add_argument("--threads", type=int, default=0, metavar="N", help="of each model; 0: all")
+    serve.set_defaults(run=_serve)
+    inspect = commands.add_parser("inspect", help="show what a bundle holds")
+    verify = commands.add_parser("verify", help="check a bundle and try every mix of modalities")
+    for command, run in ((inspect, _inspect), (verify, _verify)):
+        command.add_argument("bundle", type=Path, metavar="BUNDLE")
+        command.set_defaults(run=run)
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="predict the emotion of clips or words",
+        description="Predicts the emotion of video, sound and image files, or of words alone.",
+        epilog=f"The bundle is, in this order: --bundle, $MERKIT_BUNDLE, ./{DEFAULT_BUNDLE}.",
+    )
+    predict.add_argument("clips", nargs="*", metavar="CLIP", help="anything FFmpeg reads")
+    where = predict.add_mutually_exclusive_group()
+    where.add_argument("--bundle", type=Path, metavar="DIR", help="run this bundle here")
+    where.add_argument("--url", metavar="URL", help="ask a server, as grpc://HOST:PORT")
+    predict.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="T",
+        help="what is said; of several clips, once for each in order",
+    )
+    predict.add_argument("--json", action="store_true", help="one line of JSON for each clip")
+    predict.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML report")
+    predict.add_argument("--deadline", type=float, metavar="S", help="seconds for each answer")
+    predict.add_argument(
+        "--decode", choices=("server", "client"), help="where clips are decoded, with --url"
+    )
+    predict.add_argument("--yunet", type=Path, metavar="PATH", help="find faces with this model")
+    predict.set_defaults(run=_predict)
+
+
+def _predict(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    _check_usage(args, parser)
+    report = _report(args.report)
+    failed = False
+    with _client(args) as client:
+        clips = list(_clips(args))
+        answers = client.predict_many(clips, keep_frames=report is not None)
+        with closing(answers):
+            for clip, answer in zip(clips, answers, strict=True):
+                failed |= isinstance(answer, MerkitError)
+                _show(clip, answer, args.json, first=clip is clips[0])
+                if report is not None:
+                    report.add(clip.name, answer)
+    if report is not None:
+        report.write(args.report)
+        print(f"report: {args.report}", file=sys.stderr)
+    return int(failed)
+
+
+def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if not args.clips and not args.text:
+        parser.error("give a clip, or words with --text")
+    if args.clips and len(args.text) not in (0, len(args.clips)):
+        parser.error(f"{len(args.text)} texts for {len(args.clips)} clips: give one for each")
+    if args.url is None and (args.deadline is not None or args.decode is not None):
+        parser.error("--deadline and --decode go with --url")
+    if args.deadline is not None and not args.deadline > 0:
+        parser.error("--deadline must be more than 0 seconds")
+    if args.url is not None and args.yunet is not None and args.decode != "client":
+        parser.error("--yunet with --url needs --decode client")
+
+
+def _clips(args: argparse.Namespace) -> Iterator[Clip]:
+    from merkit.client import Clip
+
+    for media, text in zip_longest(args.clips, args.text):
+        yield Clip(media, text)
+
+
+def _client(args: argparse.Namespace) -> Client:
+    from merkit.client import connect, load
+
+    detector = None
+    if args.yunet is not None:
+        from merkit.faces import YuNetDetector
+
+        detector = YuNetDetector(args.yunet)
+    if args.url is None:
+        return load(_bundle(args.bundle), detector=detector)
+    options = {"deadline": args.deadline, "decode": args.decode, "detector": detector}
+    return connect(args.url, **{k: v for k, v in options.items() if v is not None})
+
+
+def _bundle(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    if stated := os.environ.get("MERKIT_BUNDLE"):
+        return Path(stated)
+    if DEFAULT_BUNDLE.is_dir():
+        return DEFAULT_BUNDLE
+    raise BundleNotFoundError(
+        f"no bundle was given, and there is no ./{DEFAULT_BUNDLE}",
+        "a bundle folder or a server",
+        "use --bundle DIR or --url URL, or set MERKIT_BUNDLE",
+    )
+
+
+def _report(path: Path | None) -> Report | None:
+    if path is None:
+        return None
+    if not path.parent.is_dir() or path.is_dir():
+        raise InvalidInputError(
+            f"the report cannot be written to {path}", "a file in an existing folder", "correct it"
+        )
+    from merkit.report import Report
+
+    return Report()
+
+
+def _show(clip: Clip, answer: Prediction | MerkitError, as_json: bool, first: bool) -> None:
+    from merkit.table import printable, table
+
+    if isinstance(answer, MerkitError):
+        if as_json:
+            print(_json({"source": clip.name, "error": error_json(answer)}), flush=True)
+        else:
+            _complain(answer, printable(clip.name))
+    elif as_json:
+        print(_json(answer.to_json()), flush=True)
+    else:
+        unicode = "utf" in (sys.stdout.encoding or "").lower()
+        print(("" if first else "\n") + table(answer, unicode=unicode), flush=True)
+
+
+def error_json(error: MerkitError) -> dict[str, str]:
+    """An error as plain values."""
+    fields = {"kind": type(error).__name__, "message": str(error), "found": error.found}
+    return fields | {"expected": error.expected, "action": error.action}
+
+
+def _serve(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
+    from merkit.serving import ServeOptions, serve
+
+    options = ServeOptions(
+        host=args.host,
+        grpc_port=args.grpc_port,
+        http_port=args.http_port,
+        metrics_port=args.metrics_port,
+        threads=args.threads,
+    )
+    return serve(args.bundle, options, say=lambda line: print(line, flush=True))
+
+
+def _inspect(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
+    from merkit.bundle import open_bundle
+    from merkit.inspection import describe, summary
+
+    bundle = open_bundle(args.bundle)
+    if args.json:
+        print(json.dumps(summary(bundle), indent=1, ensure_ascii=False))
+    else:
+        _print_all(describe(bundle))
+    return 0
+
+
+def _verify(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
+    from merkit.inspection import verify
+
+    failures = 0
+    for check in verify(args.bundle):
+        failures += not check.passed
+        print(f"{'PASS' if check.passed else 'FAIL'}  {check.name}: {check.detail}", flush=True)
+    print("all checks passed" if not failures else f"{failures} checks failed")
+    return int(failures > 0)
+
+
+def _print_all(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _complain(error: MerkitError, source: str = "") -> None:
+    sys.stdout.flush()
+    where = f"{source}: " if source and source not in str(error) else ""
+    print(f"merkit: {where}{error} [{type(error).__name__}]", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
