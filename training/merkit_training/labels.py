@@ -1,0 +1,35 @@
+"""Class names in their fixed orders, and the one place that reads their spellings.
+
+MER's files spell one class in several ways (anger, angry; sadness, sad). Were each reader to
+guess, a misspelt label would silently become a seventh class.
+"""
+
+from __future__ import annotations
+
+from merkit.errors import InvalidInputError
+
+MER6 = ("neutral", "angry", "happy", "sad", "worried", "surprise")
+"""MER's six classes in the order of every score axis."""
+
+FACE8 = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral", "worried")
+"""The eight classes of the seed's face fine-tuning (2.2.1)."""
+
+ALIASES = {
+    "anger": "angry",
+    "happiness": "happy",
+    "sadness": "sad",
+    "surprised": "surprise",
+    "worry": "worried",
+}
+
+
+def alias(name: str) -> str:
+    """The canonical spelling of a class name; InvalidInputError if it is no known class."""
+    plain = name.strip().lower()
+    plain = ALIASES.get(plain, plain)
+    if plain not in MER6 and plain not in FACE8:
+        known = ", ".join(sorted({*MER6, *FACE8, *ALIASES}))
+        raise InvalidInputError(
+            f"the label {name!r} is unknown", f"one of {known}", "correct the label file"
+        )
+    return plain

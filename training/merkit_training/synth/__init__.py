@@ -1,0 +1,1 @@
+"""The synthetic corpus (`merkit-train synth`): see docs/synthetic-corpus.md."""
