@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter1d
 
 from merkit_training.synth.faces import View
 from merkit_training.synth.model import UNITS, Floats
@@ -88,7 +89,7 @@ def sway(how: Performance, view: View, time: float, seconds: float) -> View:
 def loudness(wave: NDArray[np.float32], rate: int, times: Floats) -> Floats:
     """Loudness of the voice around each of `times` (seconds), 0 to 1."""
     window = rate // 12
-    envelope = np.sqrt(np.convolve(wave.astype(np.float64) ** 2, np.ones(window) / window, "same"))
+    envelope = np.sqrt(np.maximum(uniform_filter1d(wave.astype(np.float64) ** 2, window), 0))
     level = envelope / (np.percentile(envelope, 95) + 1e-9)
     spots = np.clip((times * rate).astype(np.int64), 0, wave.size - 1)
     return np.asarray(np.clip(level[spots], 0, 1))

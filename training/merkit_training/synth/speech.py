@@ -15,6 +15,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter1d
 from scipy.signal import resample_poly
 
 from merkit_training.synth.model import PROSODY, Floats
@@ -46,7 +47,7 @@ def voice(number: int, seed: int) -> Voice:
     """The speaker with a number; the same for the same seed."""
     rng = np.random.default_rng([seed, 0x70, number])
     variant = VARIANTS[rng.integers(len(VARIANTS))]
-    return Voice(number, variant, rng.normal(0, 5), float(np.clip(rng.normal(1, 0.035), 0.92, 1.08)))
+    return Voice(number, variant, rng.normal(0, 4), float(np.clip(rng.normal(1, 0.035), 0.92, 1.08)))
 
 
 def speak(text: str, language: str, who: Voice, tone: Floats, rng: np.random.Generator) -> Wave:
@@ -73,9 +74,9 @@ def speak(text: str, language: str, who: Voice, tone: Floats, rng: np.random.Gen
     wave = _colour(wave, p["tilt"])
     wave = _breathe(wave, p["breath"], rng)
     time = np.arange(wave.size) / RATE
-    depth = np.clip(0.04 + 0.22 * p["tremolo"], 0, 0.75)
+    depth = np.clip(0.04 + 0.28 * p["tremolo"], 0, 0.85)
     shake = 1 - depth * (0.5 + 0.5 * np.sin(2 * np.pi * 6.5 * time + rng.uniform(0, 2 * np.pi)))
-    contour = 10 ** (np.linspace(-0.5, 0.5, wave.size) * 5.0 * p["slope"] / 20)
+    contour = 10 ** (np.linspace(-0.5, 0.5, wave.size) * 7.0 * p["slope"] / 20)
     return _level(_fit(wave * shake * contour, rng), rng)
 
 
@@ -90,7 +91,7 @@ def _pause(wave: Wave, amount: float, rng: np.random.Generator) -> Wave:
     if gap < 160 or wave.size < 4800:
         return wave
     low, high = int(wave.size * 0.25), int(wave.size * 0.75)
-    energy = np.convolve(np.abs(wave[low:high]), np.ones(480) / 480, "same")
+    energy = uniform_filter1d(np.abs(wave[low:high]), 480)
     cut = low + int(energy.argmin())
     silence = 1e-4 * rng.standard_normal(gap).astype(np.float32)
     return np.concatenate([wave[:cut], silence, wave[cut:]])
@@ -108,7 +109,7 @@ def _colour(wave: Wave, tilt: float) -> Wave:
 def _breathe(wave: Wave, amount: float, rng: np.random.Generator) -> Wave:
     """Adds aspiration noise that follows the loudness."""
     share = 0.06 * max(amount + 0.3, 0)
-    envelope = np.sqrt(np.convolve(wave**2, np.ones(800) / 800, "same"))
+    envelope = np.sqrt(np.maximum(uniform_filter1d(wave**2, 800), 0))
     noise = np.diff(rng.standard_normal(wave.size + 1))
     return np.asarray(wave + share * envelope * noise, np.float32)
 
@@ -185,7 +186,7 @@ def _espeak(
     settings = {
         PARAM_RATE: rate,
         PARAM_VOLUME: 90,
-        PARAM_PITCH: 48 + who.pitch + 11 * pitch,
+        PARAM_PITCH: 48 + who.pitch + 13 * pitch,
         PARAM_RANGE: 50 * 2 ** (0.55 * spread),
     }
     for parameter, value in settings.items():
