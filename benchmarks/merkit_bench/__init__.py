@@ -1,1 +1,1 @@
-"""merkit_bench."""
+"""Benchmarks: a claim about speed without one is an opinion. In no wheel."""
