@@ -7,21 +7,36 @@ place by a boolean index, which cannot be exported, and hands out the last layer
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import HubertConfig, HubertModel
 
+from merkit.contract import Preprocessing
 from merkit_training.encoders.pooling import attention_bias, length_mask, pooled
+from merkit_training.encoders.probe import features_of, head_scores, linear_probe
 from merkit_training.encoders.sound_config import AudioConfig
 from merkit_training.encoders.store import load_module
+from merkit_training.encoders.utterances import Heads, Utterances, batched
+from merkit_training.fit import FitConfig, clear_checkpoints, fit, step_rng
+from merkit_training.preprocess import LogMel, SoundNorm
+from merkit_training.recipe import Recipe
+from merkit_training.runs import save_step, stage_seed
 
 STEP = "audio_encoder"
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # HuBERT's, as are the strides: a frame each 20 ms
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
 HOP = 320  # samples from frame to frame: the product of the strides
 FIELD = 400  # samples that one frame sees
+CROP_SECONDS = 1.0  # of the crops on which the convolutions learn
+CACHE_BATCH = 32
+HIDDEN_SPANS, LONGEST_SPAN = 2, 20  # of frames hidden in each training sample
 
 
 class AudioEncoder(nn.Module):
@@ -102,3 +117,145 @@ def frame_count(samples: Tensor) -> Tensor:
 def load(run: Path) -> AudioEncoder:
     """The trained step of a run, in eval mode."""
     return load_module(run, STEP, AudioConfig, AudioEncoder)
+
+
+class Front(nn.Module):
+    """The convolutions with a linear reading of the log-mel spectrum: what they first learn."""
+
+    def __init__(self, encoder: AudioEncoder, config: AudioConfig, p: Preprocessing) -> None:
+        super().__init__()
+        self.encoder, self.seconds = [encoder], CROP_SECONDS  # in a list: not a part of it
+        self.convolutions = encoder.model.feature_extractor
+        self.read = nn.Linear(config.conv_channels[-1], p.mel_bins)
+        self.sound = SoundNorm(p)
+        self.mel = LogMel(replace(p, joint_window_seconds=CROP_SECONDS))
+
+    def loss(self, waveform: Tensor, length: Tensor) -> Tensor:
+        """Absolute error of the log-mel spectrum of crops, float32 [batch, crop]."""
+        values, _, _ = self.sound(waveform, length)
+        frames = self.encoder[0].front(values)
+        # spectrum frame 2i+1 looks at samples 320i-40..320i+360, frame i of ours at ..320i+400
+        target = self.mel(values, length)[:, :, 1 : 2 * frames.shape[1] : 2]
+        return F.l1_loss(self.read(frames), target.transpose(1, 2))
+
+
+class AudioLearner(nn.Module):
+    """The encoder with the heads that teach it."""
+
+    def __init__(self, encoder: AudioEncoder, width: int, prosody: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = Heads(width, prosody)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Cached output of the convolutions: `copies` of each utterance, the first one clean."""
+
+    values: Tensor  # float16 [copies, n, frames, channels]
+    counts: Tensor  # int64 [n, 1]
+
+    @staticmethod
+    def of(
+        encoder: AudioEncoder, data: Utterances, p: Preprocessing, noisy: int, seed: int
+    ) -> Frames:
+        """Runs the convolutions once over all utterances and `noisy` copies of them."""
+        norm = SoundNorm(p)
+        counts = frame_count(torch.from_numpy(data.lengths)[:, None])
+        width = encoder.model.config.conv_dim[-1]
+        shape = (1 + noisy, len(data), int(counts.max()), width)
+        values = torch.zeros(shape, dtype=torch.float16)
+        starts = range(0, len(data), CACHE_BATCH)
+        total = (1 + noisy) * len(starts)
+        with torch.no_grad(), tqdm(total=total, desc="frames", unit="batch", mininterval=1) as bar:
+            for copy in range(1 + noisy):
+                for start in starts:
+                    rows = range(start, min(start + CACHE_BATCH, len(data)))
+                    waves = [data.take(i, copy, seed) for i in rows]
+                    made = encoder.front(norm(*batched(waves))[0])
+                    values[copy, rows.start : rows.stop, : made.shape[1]] = made.half()
+                    bar.update()
+        return Frames(values, counts)
+
+    def batch(self, indices: NDArray[np.int64], copies: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Frames float32 [batch, frames, channels] (cut to the longest) and their mask."""
+        counts = self.counts[indices]
+        size = max(1, int(counts.max()))
+        return self.values[copies, indices, :size].float(), length_mask(counts, size)
+
+
+def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
+    """Convolutions towards the log-mel spectrum, then the transformer on their cached frames:
+    emotion, tone, words and prosody side by side."""
+    config, seed = recipe.audio_encoder, stage_seed(recipe, STEP)
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(seed)
+    p = recipe.preprocessing
+    data, val = (Utterances.read(corpus, split) for split in ("train", "val"))
+    encoder = AudioEncoder(config)
+    folder = run / STEP
+
+    front = Front(encoder, config, p)
+    size = round(CROP_SECONDS * p.sample_rate)
+
+    def spectrum(_: nn.Module, indices: NDArray[np.int64]) -> Tensor:
+        rng = step_rng()
+        return front.loss(*batched([data.crop(int(i), size, rng) for i in indices]))
+
+    schedule = FitConfig(
+        config.front_epochs, config.batch_size, config.front_lr, seed=seed, bf16=config.bf16
+    )
+    first = fit(front, spectrum, len(data), schedule, folder, name="front")
+
+    learner = AudioLearner(encoder, config.hidden, data.prosody.shape[1])
+    frames = Frames.of(encoder, data, p, config.noisy_copies, seed)
+    val_frames = Frames.of(encoder, val, p, 0, seed)
+    for weight in encoder.model.feature_extractor.parameters():
+        weight.requires_grad_(False)  # HuBERT too is fine-tuned with its convolutions frozen
+
+    def loss(_: nn.Module, indices: NDArray[np.int64]) -> Tensor:
+        copies = step_rng().integers(1 + config.noisy_copies, size=len(indices))
+        values, mask = frames.batch(indices, copies)
+        features = pooled(encoder.states(_hide(values), mask), mask)
+        return learner.heads.loss(
+            features,
+            data,
+            torch.from_numpy(indices),
+            prosody_weight=config.prosody_weight,
+            class_weight=config.class_weight,
+            smoothing=config.label_smoothing,
+        )
+
+    def evaluate(_: nn.Module) -> dict[str, float]:
+        return head_scores(learner.heads.emotion(_features(encoder, val_frames)), val.labels)
+
+    schedule = replace(schedule, epochs=config.epochs, lr=config.lr)
+    scores = fit(learner, loss, len(data), schedule, folder, name="emotion", evaluate=evaluate)
+    features = [_features(encoder, f).numpy() for f in (frames, val_frames)]
+    scores |= linear_probe(features[0], data.labels.numpy(), features[1], val.labels.numpy())
+    scores["front_loss"] = first["loss"]
+    save_step(
+        run, STEP, asdict(config), encoder.state_dict(), {"scores": scores, "data": "utterances"}
+    )
+    clear_checkpoints(folder)
+    return scores
+
+
+def _hide(values: Tensor) -> Tensor:
+    """Sets two random spans of frames to zero in each sample, as SpecAugment does."""
+    batch, time = values.shape[:2]
+    at = torch.arange(time)
+    for _ in range(HIDDEN_SPANS):
+        start = (torch.rand(batch, 1) * time).long()
+        width = (torch.rand(batch, 1) * LONGEST_SPAN).long()
+        hidden = (at >= start) & (at < start + width)
+        values = values * (~hidden)[:, :, None]
+    return values
+
+
+def _features(encoder: AudioEncoder, frames: Frames) -> Tensor:
+    def encode(indices: NDArray[np.int64]) -> Tensor:
+        values, mask = frames.batch(indices, np.zeros_like(indices))
+        return pooled(encoder.states(values, mask), mask)
+
+    return torch.from_numpy(features_of(encode, len(frames.counts)))

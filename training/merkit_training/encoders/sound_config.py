@@ -24,6 +24,7 @@ class TextConfig:
     language_share: Share = 0.1  # weight of next-token prediction beside emotion
     token_dropout: Share = 0.05  # share of input tokens hidden while learning emotion
     label_smoothing: Share = 0.05
+    bf16: bool = False  # bfloat16 autocast: faster where the processor has it
     threads: Count = 2  # of torch, while this stage trains
 
     def __post_init__(self) -> None:
@@ -34,9 +35,8 @@ class TextConfig:
 class AudioConfig:
     """The raw-waveform encoder, HuBERT-large in style (seed 2.2.2).
 
-    Three stages, each cheap: the convolutions learn to predict the log-mel spectrum; their
-    frames are cached and the transformer learns emotion (and what the generator knows beside it)
-    on them; at last both learn together.
+    Two cheap stages: the convolutions learn to predict the log-mel spectrum; their frames are
+    cached, and the transformer learns emotion (and what the generator knows beside it) on them.
     """
 
     conv_channels: tuple[int, ...] = (32, 32, 64, 64, 96, 128, 128)  # HuBERT: seven times 512
@@ -50,13 +50,12 @@ class AudioConfig:
     front_lr: Amount = 2e-3
     epochs: Count = 6  # over the cached frames
     lr: Amount = 1e-3
-    joint_epochs: Natural = 1  # of convolutions and transformer together; 0 skips them
-    joint_lr: Amount = 2e-4
     batch_size: Count = 32
     noisy_copies: Natural = 1  # cached copies with babble beside each clean utterance
     prosody_weight: Amount = 0.5  # of the generator's prosody parameters beside emotion
     class_weight: Amount = 0.5  # of the tone's and the words' own classes beside emotion
     label_smoothing: Share = 0.05
+    bf16: bool = False  # bfloat16 autocast: faster where the processor has it
     threads: Count = 2  # of torch, while this stage trains
 
     def __post_init__(self) -> None:
@@ -87,6 +86,7 @@ class JointConfig:
     prosody_weight: Amount = 0.5
     class_weight: Amount = 0.5
     label_smoothing: Share = 0.05
+    bf16: bool = False  # bfloat16 autocast: faster where the processor has it
     threads: Count = 2  # of torch, while this stage trains
 
     def __post_init__(self) -> None:
