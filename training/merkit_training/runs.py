@@ -120,6 +120,8 @@ class RunCard:
     """`run.json`: what made this run, and the score and wall time of each stage done."""
 
     def __init__(self, run: Path, recipe: Recipe, corpus: Path) -> None:
+        if run.exists() and not run.is_dir():
+            raise InvalidInputError(f"{run} is a file", "a folder for the run, or a new name")
         self.run, self.recipe, self.path = run, recipe, run / "run.json"
         self.data = sha256_file(corpus / CARD) if (corpus / CARD).exists() else None
         self.content: dict[str, Any] = (

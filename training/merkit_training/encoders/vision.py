@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +23,17 @@ from torch import Tensor, nn
 from transformers import InternVLVisionConfig, InternVLVisionModel, ViTConfig, ViTModel
 
 from merkit.contract import Preprocessing
-from merkit_training.corpus import load_faces, load_sequences
+from merkit.errors import InvalidInputError
+from merkit_training.corpus import open_set
 from merkit_training.encoders.augment import augment
+from merkit_training.encoders.store import load_module, save_module
 from merkit_training.encoders.vision_config import FaceEncoderConfig
 from merkit_training.fit import FitConfig, clear_checkpoints, fit
 from merkit_training.labels import FACE8, MER6
 from merkit_training.metrics import accuracy, waf
 from merkit_training.recipe import Recipe
-from merkit_training.runs import load_step_files, save_step, stage_seed
-from merkit_training.settings import from_table
+from merkit_training.runs import stage_seed
+from merkit_training.settings import Count
 
 MLP_RATIO = 4  # of both architectures
 LAYER_SCALE = 0.1  # InternViT-6B's initial value of ls1 and ls2
@@ -45,6 +47,12 @@ class FaceEncoder(nn.Module):
 
     def __init__(self, config: FaceEncoderConfig, side: int) -> None:
         super().__init__()
+        if side % config.patch:
+            raise InvalidInputError(
+                f"patch is {config.patch}",
+                f"a divisor of the image's side, {side} pixels",
+                "correct the recipe",
+            )
         self.config, self.side = config, side
         self.backbone = (_vit if config.architecture == "vit" else _internvit)(config, side)
 
@@ -52,6 +60,14 @@ class FaceEncoder(nn.Module):
         """float32 [b, 3, side, side], normalised -> features float32 [b, hidden]."""
         tokens: Tensor = self.backbone(face_grid).last_hidden_state
         return tokens[:, 1:].mean(dim=1)
+
+
+@dataclass(frozen=True)
+class SavedFaceEncoder:
+    """`config.json` of a trained face encoder."""
+
+    encoder: FaceEncoderConfig
+    side: Count  # of the grid image, in pixels
 
 
 class FaceClassifier(nn.Module):
@@ -70,14 +86,8 @@ class FaceClassifier(nn.Module):
 
 
 def load(run: Path, step: str = "face_encoder") -> FaceEncoder:
-    """The trained encoder of a run; errors as `load_step_files`."""
-    config, tensors = load_step_files(run, step)
-    table = from_table(FaceEncoderConfig, config["encoder"], f"{step}/config.json")
-    encoder = FaceEncoder(table, config["side"])
-    prefix = "encoder."
-    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    encoder.load_state_dict(own)
-    return encoder.eval()
+    """The trained encoder of a run; errors as `load_module`."""
+    return load_module(run, step, SavedFaceEncoder, lambda s: FaceEncoder(s.encoder, s.side))
 
 
 def load_large(run: Path) -> FaceEncoder:
@@ -104,9 +114,7 @@ def _train(
     single = FaceClassifier(FaceEncoder(config, p.face_size), len(FACE8))
     singles = _teach_singles(single, corpus, folder, seed, p)
 
-    torch.manual_seed(seed + 1)
-    grid = FaceClassifier(FaceEncoder(config, p.face_size * p.grid), len(MER6))
-    grid.encoder.load_state_dict(tile_positions(single.encoder.state_dict(), p.grid))
+    grid = _grown(single, p.face_size * p.grid, p.grid)
     grids = _teach_grids(grid, corpus, folder, seed + 1, p)
 
     scores = {f"single_{k}": v for k, v in singles.items()}
@@ -117,12 +125,23 @@ def _train(
         "seed": seed,
         "parameters": sum(w.numel() for w in grid.encoder.parameters()),
         "feature": f"mean over the patch tokens of the last layer, {config.hidden} wide",
-        "head": f"classes of `head`: {', '.join(MER6)}",
     }
-    about = {"encoder": asdict(config), "side": grid.encoder.side}
-    save_step(run, step, about, grid.state_dict(), card)
+    saved = SavedFaceEncoder(config, grid.encoder.side)
+    save_module(run, step, saved, grid.encoder, card)
     clear_checkpoints(folder)
     return scores
+
+
+def _grown(single: FaceClassifier, side: int, grid: int) -> FaceClassifier:
+    """The reader of grids that starts as the trained reader of single faces: tile by tile the
+    same positions, and of the head the classes that MER6 keeps."""
+    grown = FaceClassifier(FaceEncoder(single.encoder.config, side), len(MER6))
+    grown.encoder.load_state_dict(tile_positions(single.encoder.state_dict(), grid))
+    kept = [FACE8.index(name) for name in MER6]
+    head = single.head.state_dict()
+    head |= {name: head[name][kept] for name in ("1.weight", "1.bias")}
+    grown.head.load_state_dict(head)
+    return grown
 
 
 def _teach_singles(
@@ -130,7 +149,7 @@ def _teach_singles(
 ) -> dict[str, float]:
     """Eight classes on single faces; returns accuracy and WAF on `val`."""
     config = model.encoder.config
-    train, val = load_faces(corpus, "train"), load_faces(corpus, "val")
+    train, val = _samples(corpus, "faces", "train"), _samples(corpus, "faces", "val")
     schedule = _schedule(config, config.single_epochs, config.lr, seed)
 
     def loss(model: nn.Module, indices: NDArray[np.int64]) -> Tensor:
@@ -150,7 +169,7 @@ def _teach_grids(
 ) -> dict[str, float]:
     """Six classes on sequences and some repeated single faces; accuracy and WAF on `val`."""
     config = model.encoder.config
-    train, val = load_sequences(corpus, "train"), load_sequences(corpus, "val")
+    train, val = _samples(corpus, "sequences", "train"), _samples(corpus, "sequences", "val")
     faces, labels = _singles_as_mer6(corpus, config.grid_singles, seed)
     frames, sequences = train.images.shape[1], len(train.labels)
     schedule = _schedule(config, config.grid_epochs, config.grid_lr, seed)
@@ -241,14 +260,28 @@ def _schedule(config: FaceEncoderConfig, epochs: int, lr: float, seed: int) -> F
     )
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The images of one split, in memory, with their labels."""
+
+    images: Images  # uint8 [n, side, side, 3], or [n, frames, side, side, 3]
+    labels: Labels
+
+
+def _samples(corpus: Path, name: str, split: str) -> Samples:
+    found = open_set(corpus, name)
+    rows = found.indices(split)
+    return Samples(found["images"][rows], found["labels"][rows])
+
+
 def _singles_as_mer6(corpus: Path, count: int, seed: int) -> tuple[Images, Labels]:
     """`count` faces of the classes that MER6 knows, with labels in its order."""
-    faces = load_faces(corpus, "train")
+    faces = _samples(corpus, "faces", "train")
     to_mer6 = np.array([MER6.index(name) if name in MER6 else -1 for name in FACE8])
     labels = to_mer6[faces.labels]
     known = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))[:count]
     known.sort()
-    return np.asarray(faces.images[known]), labels[known].astype(np.int64)
+    return faces.images[known], labels[known].astype(np.int64)
 
 
 def _to_float(images: Images, p: Preprocessing) -> Tensor:
@@ -259,7 +292,7 @@ def _to_float(images: Images, p: Preprocessing) -> Tensor:
 
 def _predict(model: nn.Module, images: Images, to_input: Callable[[Images], Tensor]) -> Labels:
     parts = range(0, len(images), EVALUATION_BATCH)
-    logits = [model(to_input(np.asarray(images[i : i + EVALUATION_BATCH]))) for i in parts]
+    logits = [model(to_input(images[i : i + EVALUATION_BATCH])) for i in parts]
     return torch.cat(logits).argmax(dim=1).numpy()
 
 
