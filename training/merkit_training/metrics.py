@@ -103,16 +103,27 @@ def paired_bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """WAF of `ours` minus WAF of `theirs`, clips resampled together (percentile interval)."""
+    """WAF of `ours` minus WAF of `theirs`, with a percentile interval over resampled clips.
+
+    Args:
+        truth: [n].
+        ours, theirs: [runs, n] or [n]; the same clips are drawn for all runs of both systems,
+            whose WAF is averaged over the runs.
+        classes: number of classes.
+        resamples: how often n clips are drawn with replacement.
+        seed: of the draws.
+    """
     rng = np.random.default_rng(seed)
-    n, cells = len(truth), classes**2
-    both = [waf_of(confusion(truth, predicted, classes)) for predicted in (ours, theirs)]
-    codes = [truth * classes + predicted for predicted in (ours, theirs)]
-    rounds = np.empty((resamples, 2))
-    for i in range(resamples):
-        chosen = rng.integers(0, n, n)
-        for k, code in enumerate(codes):
-            table = np.bincount(code[chosen], minlength=cells).reshape(classes, classes)
-            rounds[i, k] = waf_of(table)
-    low, high = np.percentile(rounds[:, 0] - rounds[:, 1], [2.5, 97.5])
-    return Interval(float(both[0] - both[1]), float(low), float(high))
+    n, runs, cells = len(truth), len(np.atleast_2d(ours)), classes**2
+    systems = np.concatenate([np.atleast_2d(ours), np.atleast_2d(theirs)])
+    place = np.arange(len(systems))[:, None] * cells
+    codes = place + truth * classes + systems
+
+    def difference(chosen: NDArray[np.int64]) -> float:
+        counts = np.bincount(codes[:, chosen].ravel(), minlength=len(systems) * cells)
+        scores = waf_of(counts.reshape(-1, classes, classes))
+        return float(scores[:runs].mean() - scores[runs:].mean())
+
+    rounds = [difference(rng.integers(0, n, n)) for _ in range(resamples)]
+    low, high = np.percentile(rounds, [2.5, 97.5])
+    return Interval(difference(np.arange(n)), float(low), float(high))

@@ -158,9 +158,9 @@ def _decoded_ahead(
 def _named(clips: Sequence[Clip], tensors: dict[str, Tensor]) -> FeatureSet:
     return FeatureSet(
         names=tuple(clip.name for clip in clips),
-        identities=tuple(str(clip.identity) for clip in clips),
-        subsets=tuple(clip.subset for clip in clips),
-        labels=torch.tensor([MER6.index(clip.label) for clip in clips]),
+        identities=tuple(str(clip.truth["identity"]) for clip in clips),
+        subsets=tuple(str(clip.truth.get("subset", "")) for clip in clips),
+        labels=torch.tensor([clip.label for clip in clips]),
         **tensors,
     )
 

@@ -99,8 +99,8 @@ def hide_modalities(presence: Tensor, chance: float) -> Tensor:
 
 def class_weights(labels: Tensor, balance: float) -> Tensor:
     """Weights ~ count ** -balance, [classes], with a mean of 1 over the clips."""
-    counts = torch.bincount(labels, minlength=CLASSES).clamp(min=1).float()
-    weights = counts**-balance
+    counts = torch.bincount(labels, minlength=CLASSES).float()
+    weights = counts.clamp(min=1) ** -balance
     return weights * counts.sum() / (weights * counts).sum()
 
 
@@ -200,7 +200,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         "branch": asdict(config.branch),
     }
     summary = {f"out_of_fold_{v['name']}": score for v, score in zip(voters, scores, strict=True)}
-    summary |= write_tables(config, corpus, run, model)
+    summary |= write_tables(config, corpus, run, model, seed)
     card = {"scores": summary, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
     save_step(run, "fusion", facts, model.state_dict(), card)
     return summary
