@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument(
         "--recipe", type=Path, required=True, help="a TOML file with a [synth] table"
     )
+    synth.add_argument("--only", nargs="+", metavar="SET", help="some of its sets (default: all)")
     synth.set_defaults(command=_synth)
 
     run = commands.add_parser("run", help="train the stages of a recipe", description=_RUN)
@@ -78,8 +79,11 @@ def _synth(arguments: argparse.Namespace) -> None:
     from merkit_training.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe)
-    generate = _resolve("merkit_training.synth.generate:generate")
-    generate(arguments.out, recipe.synth)
+    from merkit_training.synth.generate import generate
+    from merkit_training.synth.sets import KINDS
+
+    generate(arguments.out, recipe.synth, arguments.only or KINDS)
+    print(f"the corpus is at {arguments.out}")
 
 
 def _run(arguments: argparse.Namespace) -> None:

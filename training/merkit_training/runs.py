@@ -164,7 +164,8 @@ class RunCard:
         pairs += [(f"[{s}]", v["recipe"], json.loads(json.dumps(self._of(s)))) for s, v in
                   finished.items()]  # fmt: skip
         for what, recorded, asked in pairs:
-            if recorded != asked:
+            unfinished = what == "corpus" and recorded is None  # trained before it had a card
+            if recorded != asked and not unfinished:
                 raise InvalidInputError(
                     f"{self.run} was begun with another {what}",
                     f"{recorded}, not {asked}",
