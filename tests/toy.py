@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from merkit.bundle import Bundle, sha256_file, write_manifest
-from merkit.contract import MODALITIES, Contract, TensorSpec
+from merkit.contract import MODALITIES, Contract, Preprocessing, TensorSpec
 from merkit.pipeline import GROUP_MODALITIES, GROUPS, standard_contract
 
 LABELS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
@@ -27,9 +27,14 @@ ONNX_TYPES = {
 }
 
 
-def write_toy_bundle(root: Path, labels: tuple[str, ...] = LABELS, seed: int = 0) -> Bundle:
+def write_toy_bundle(
+    root: Path,
+    labels: tuple[str, ...] = LABELS,
+    seed: int = 0,
+    preprocessing: Preprocessing | None = None,
+) -> Bundle:
     """Writes a bundle below `root` and opens it."""
-    contract = standard_contract(labels, dict.fromkeys(GROUPS, WIDTH))
+    contract = standard_contract(labels, dict.fromkeys(GROUPS, WIDTH), preprocessing)
     rng = np.random.default_rng(seed)
     makers = {
         "preprocess": _preprocess,

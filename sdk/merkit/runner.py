@@ -36,6 +36,12 @@ class StepModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Reads the step from the config and opens what computes it; raises to refuse the load."""
+        try:
+            self._open(args)
+        except MerkitError as error:  # the stub passes on text alone
+            raise RuntimeError(error.to_wire()) from None
+
+    def _open(self, args: Mapping[str, str]) -> None:
         config = json.loads(args["model_config"])
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         contract = Contract.from_json(json.loads(parameters["contract"]), "config.pbtxt")

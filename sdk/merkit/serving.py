@@ -10,26 +10,26 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import shutil
+import re
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType, TracebackType
 
 from merkit.bundle import Bundle, open_bundle
 from merkit.errors import InferenceError, InvalidInputError, MerkitError, ServerUnavailableError
 from merkit.render import Deployment, render
+from merkit.scratch import ScratchFolder
 from merkit.tritonserver import Installation, assemble, find_installation
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
+EXIT_SECONDS = 5  # that Triton gives requests under way when it is told to end
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
 STUB_SECONDS = 10.0  # stubs notice within 1-4 s that their server is gone
 SPAWN = (  # the kernel ends the server when merkit dies, however it dies
@@ -38,7 +38,7 @@ SPAWN = (  # the kernel ends the server when merkit dies, however it dies
     "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
     "os.execv(sys.argv[2], sys.argv[2:])\n"
 )
-TELLING = ("merkit-error:", "error", "Error", "failed", "Failed", "Internal", "UNAVAILABLE")
+FAILED_MODEL = re.compile(r"failed to load '([^']+)' version \d+: ([^\n]*)")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Server:
         self.grpc = f"grpc://{options.host}:{grpc}"
         self.http = f"http://{options.host}:{http_}"
         self.metrics = f"http://{options.host}:{metrics}/metrics"
-        self.folder = Path(tempfile.mkdtemp(prefix="merkit-serve-"))
+        self._scratch = ScratchFolder()
+        self.folder = self._scratch.path
         self.log = self.folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -136,9 +137,7 @@ class Server:
         self._stopped = True
         if self._process is not None:
             _end(self._process)
-        for region in Path("/dev/shm").glob(f"{self.folder.name}*"):
-            region.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._scratch.remove()
 
     def __enter__(self) -> Server:
         return self
@@ -155,7 +154,7 @@ class Server:
         options, installation = self.options, self.installation
         deployment = Deployment(
             installation.flavour,
-            options.threads or os.cpu_count() or 1,
+            options.threads or len(os.sched_getaffinity(0)),
             {"decode": options.decoders, "faces": options.decoders},
         )
         repository = self.folder / "models"
@@ -169,6 +168,7 @@ class Server:
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self.folder.name}",
             "--disable-auto-complete-config",
+            f"--exit-timeout-secs={EXIT_SECONDS}",
             f"--log-verbose={options.verbose}",
         ]
         for service, port in zip(("grpc", "http", "metrics"), ports, strict=True):
@@ -233,22 +233,31 @@ class Server:
 
     def _death(self) -> MerkitError:
         text = self.log.read_text("utf-8", "replace")
-        if (error := MerkitError.from_wire(text)) is not None:
-            return error
-        if "Address already in use" in text or "failed to start" in text:
+        for line in reversed(text.splitlines()):
+            if (error := MerkitError.from_wire(line)) is not None:
+                return error
+        if "Address already in use" in text:
             return ServerUnavailableError(
-                f"a port is taken:\n{self._tail()}", "free ports", "choose other ports"
+                f"a port was taken while Triton started:\n{telling_lines(text)}",
+                "free ports",
+                "start it again, or choose other ports",
             )
         return InferenceError(
-            f"Triton gave up while starting:\n{self._tail()}",
+            f"Triton gave up while starting:\n{telling_lines(text)}",
             "a server that loads every model",
             "read the lines above; merkit verify checks the bundle itself",
         )
 
-    def _tail(self, lines: int = 12) -> str:
-        text = self.log.read_text("utf-8", "replace").splitlines()
-        telling = [line for line in text if line[:1] == "E" or any(t in line for t in TELLING)]
-        return "\n".join(line[:400] for line in (telling or text)[-lines:])
+    def _tail(self) -> str:
+        return telling_lines(self.log.read_text("utf-8", "replace"))
+
+
+def telling_lines(log: str, most: int = 12) -> str:
+    """What in a Triton log says why: the reason of each model that failed, else the errors."""
+    reasons = [f"{name}: {why.split(chr(92) + 'n')[0]}" for name, why in FAILED_MODEL.findall(log)]
+    lines = log.splitlines()
+    errors = [line for line in lines if line[:2] in ("E0", "E1") or line.startswith("error:")]
+    return "\n".join(line[:400] for line in (reasons or errors or lines)[-most:])
 
 
 def serve(
@@ -267,6 +276,7 @@ def serve(
                 say(f"  grpc     {server.grpc}")
                 say(f"  http     {server.http}")
                 say(f"  metrics  {server.metrics}")
+                say(f"  log      {server.log}")
                 say("press Ctrl-C to stop")
                 status = server.wait()
                 raise InferenceError(
@@ -280,16 +290,24 @@ def serve(
 
 
 @contextlib.contextmanager
-def _signals_as_interrupt():  # type: ignore[no-untyped-def]
-    """SIGTERM stops as Ctrl-C does; in another than the main thread, signals stay as they are."""
+def _signals_as_interrupt() -> Iterator[None]:
+    """The first SIGINT, SIGTERM or SIGHUP is a KeyboardInterrupt; later ones wait for the end.
+
+    In another than the main thread, signals stay as they are.
+    """
+    told = False
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal told
+        if not told:
+            told = True
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGINT)}
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in stopping}
     try:
         yield
     finally:

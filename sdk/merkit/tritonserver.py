@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,10 @@ def find_installation(beside: Path) -> Installation:
     Raises:
         ServerUnavailableError: there is none, or the one named cannot be used.
     """
+    if sys.platform != "linux":
+        raise ServerUnavailableError(
+            f"this is {sys.platform}", "Linux, the only system Triton runs on", "serve from Linux"
+        )
     if named := os.environ.get(SERVER_VARIABLE):
         return _from_binary(Path(named))
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
