@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from merkit import errors
-    from merkit.client import Client, Clip, connect, load
+    from merkit.client import Client, connect, load
+    from merkit.entry import Clip
     from merkit.errors import MerkitError
     from merkit.results import Face, Prediction, Vote
 
@@ -35,7 +36,7 @@ __all__ = [
 
 _HOMES = {
     "Client": "merkit.client",
-    "Clip": "merkit.client",
+    "Clip": "merkit.entry",
     "connect": "merkit.client",
     "load": "merkit.client",
     "Face": "merkit.results",

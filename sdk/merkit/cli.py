@@ -21,7 +21,8 @@ from merkit import __version__
 from merkit.errors import BundleNotFoundError, InvalidInputError, MerkitError
 
 if TYPE_CHECKING:
-    from merkit.client import Client, Clip
+    from merkit.client import Client
+    from merkit.entry import Clip
     from merkit.report import Report
     from merkit.results import Prediction
 
@@ -136,7 +137,7 @@ def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 
 
 def _clips(args: argparse.Namespace) -> Iterator[Clip]:
-    from merkit.client import Clip
+    from merkit.entry import Clip
 
     for media, text in zip_longest(args.clips, args.text):
         yield Clip(media, text)

@@ -6,25 +6,19 @@ once for the embedded pipeline and once for the served one.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from merkit.backends.base import Backend, strings
+from merkit.backends.base import Backend
 from merkit.bundle import open_bundle
+from merkit.contract import Contract
+from merkit.entry import Clip, Entry, PathLike, bytes_entry, check_text, decoded_entry
 from merkit.errors import (
-    ClipLimitError,
-    ClipNotFoundError,
-    ClipUnreadableError,
     ContractMismatchError,
     DeadlineExceededError,
     InvalidInputError,
@@ -33,7 +27,6 @@ from merkit.errors import (
     ServerUnavailableError,
 )
 from merkit.limits import Limits
-from merkit.pipeline import DECODED_IN
 from merkit.results import Prediction
 
 if TYPE_CHECKING:
@@ -42,44 +35,8 @@ if TYPE_CHECKING:
     from merkit.faces import FaceDetector
     from merkit.media import Decoded
 
-PathLike = str | os.PathLike[str]
 Decode = Literal["server", "client"]
 UNAVAILABLE = (ServerUnavailableError, ServerNotReadyError, DeadlineExceededError)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One request: media (a path, bytes or a `Decoded`), words, or both.
-
-    Attributes:
-        media: the clip, or None for words alone.
-        text: what is said in it.
-        source: what to call it in the result; default: the path.
-    """
-
-    media: PathLike | bytes | Decoded | None = None
-    text: str | None = None
-    source: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The source as results and errors name it."""
-        if self.source is not None:
-            return self.source
-        if isinstance(self.media, str | os.PathLike):
-            return os.fspath(self.media)
-        if self.media is None:
-            return "text"
-        return "bytes" if isinstance(self.media, bytes) else "decoded clip"
-
-
-@dataclass
-class _Given:
-    """What the backend is asked, and what of the answer the client knows already."""
-
-    tensors: dict[str, NDArray[Any]]
-    detail: dict[str, NDArray[Any]] = field(default_factory=dict)
-    frames: dict[float, NDArray[Any]] = field(default_factory=dict)
 
 
 class Client:
@@ -189,21 +146,18 @@ class Client:
 
     def _predict(self, clip: Clip, keep_frames: bool) -> Prediction:
         start = time.perf_counter()
-        timings: dict[str, float] = {}
-        _check_text(clip.text)
-        if clip.media is None and clip.text is None:
-            raise InvalidInputError("neither a clip nor a text", "at least one", "give one")
-        given = self._given(clip, timings, keep_frames)
-        outputs = self.backend.infer(given.tensors, timings)
+        entry = self._entry(clip, keep_frames)
+        timings = dict(entry.timings_ms)
+        outputs = self.backend.infer(entry.tensors, timings)
         timings["total"] = (time.perf_counter() - start) * 1e3
         return Prediction.from_outputs(
-            {**given.detail, **outputs},
+            {**entry.detail, **outputs},
             self.backend.contract,
             source=clip.name,
             transcript=clip.text,
             timings_ms=timings,
             bundle=self.backend.identity,
-            frames=given.frames,
+            frames=entry.frames,
         )
 
     def _predict_many(
@@ -231,53 +185,14 @@ class Client:
         except MerkitError as error:
             return error
 
-    def _given(self, clip: Clip, timings: dict[str, float], keep_frames: bool) -> _Given:
-        text = clip.text or ""
-        if clip.media is None:
-            if self._decode == "server":
-                return _Given({"clip": np.zeros((1, 0), np.uint8), "text": strings(text)})
-            return _Given(self._without_media(text))
+    def _entry(self, clip: Clip, keep_frames: bool) -> Entry:
+        check_text(clip.text)
+        if clip.media is None and clip.text is None:
+            raise InvalidInputError("neither a clip nor a text", "at least one", "give one")
         if self._decode == "server":
-            return _Given({"clip": _clip_bytes(clip.media, self._limits), "text": strings(text)})
-        return self._decoded(clip.media, text, timings, keep_frames)
-
-    def _decoded(
-        self,
-        media: PathLike | bytes | Decoded,
-        text: str,
-        timings: dict[str, float],
-        keep_frames: bool,
-    ) -> _Given:
-        from merkit.faces import find_faces
-        from merkit.media import Decoded, decode_clip
-        from merkit.steps import decoded_tensors
-
+            return bytes_entry(clip, self._limits)
         p = self.backend.contract.preprocessing
-        start = time.perf_counter()
-        decoded = media if isinstance(media, Decoded) else decode_clip(media, p, self._limits)
-        middle = time.perf_counter()
-        faces = find_faces(decoded.frames, decoded.frame_times, p, self._detector)
-        timings["decode"] = (middle - start) * 1e3
-        timings["faces"] = (time.perf_counter() - middle) * 1e3
-        tensors = decoded_tensors(decoded, faces, text)
-        entry = {name: tensors.pop(name) for name in DECODED_IN}
-        frames = {}
-        if keep_frames:
-            seen = {float(t) for t in faces.times}
-            times = map(float, decoded.frame_times)
-            frames = {t: f for t, f in zip(times, decoded.frames, strict=True) if t in seen}
-        return _Given(entry, tensors, frames)
-
-    def _without_media(self, text: str) -> dict[str, NDArray[Any]]:
-        """Entry tensors for words alone, for which no codec needs to be installed."""
-        size = self.backend.contract.preprocessing.face_size
-        return {
-            "face_crops": np.zeros((1, 0, size, size, 3), np.uint8),
-            "face_count": np.zeros((1, 1), np.int64),
-            "waveform": np.zeros((1, 0), np.float32),
-            "waveform_length": np.zeros((1, 1), np.int64),
-            "text": strings(text),
-        }
+        return decoded_entry(clip, p, self._limits, self._detector, keep_frames)
 
 
 def load(
@@ -305,7 +220,7 @@ def load(
     from merkit.backends.embedded import EmbeddedBackend
 
     backend = EmbeddedBackend(open_bundle(bundle), providers, threads)
-    return Client(backend, detector=detector, limits=limits)
+    return _or_close(backend, detector=detector, limits=limits)
 
 
 def connect(
@@ -338,13 +253,41 @@ def connect(
     """
     from merkit.backends.triton import TritonBackend
 
-    spare = None if fallback is None else load(fallback, detector=detector, limits=limits)
+    if fallback is None:
+        backend: Backend = TritonBackend(url, deadline=deadline, contract_id=contract_id)
+        return _or_close(backend, decode=decode, detector=detector, limits=limits)
+    spare = load(fallback, detector=detector, limits=limits)
+    expected = spare.backend.contract
     try:
-        backend = TritonBackend(url, deadline=deadline, contract_id=contract_id)
-        return Client(backend, decode=decode, detector=detector, limits=limits, fallback=spare)
+        if contract_id is not None:
+            _same_contract(expected.contract_id, contract_id)
+        backend = _now_or_late(
+            lambda: TritonBackend(url, deadline=deadline, contract_id=expected.contract_id),
+            expected,
+        )
     except MerkitError:
-        if spare is not None:
-            spare.close()
+        spare.close()
+        raise
+    return _or_close(backend, decode=decode, detector=detector, limits=limits, fallback=spare)
+
+
+def _now_or_late(open_backend: Callable[[], Backend], contract: Contract) -> Backend:
+    """The backend if it is available, else one that will be opened when it is."""
+    try:
+        return open_backend()
+    except UNAVAILABLE:
+        from merkit.backends.late import LateBackend
+
+        return LateBackend(open_backend, contract)
+
+
+def _or_close(backend: Backend, **options: Any) -> Client:
+    """A client of `backend`; nothing stays open if the options are refused."""
+    try:
+        return Client(backend, **options)
+    except MerkitError:
+        for opened in filter(None, (backend, options.get("fallback"))):
+            opened.close()
         raise
 
 
@@ -352,50 +295,6 @@ def _same_contract(found: str, expected: str) -> None:
     if found != expected:
         raise ContractMismatchError(
             f"the fall-back bundle has the contract {found}",
-            f"{expected}, the server's",
+            f"{expected}, the one to be served",
             "give the bundle that the server serves",
-        )
-
-
-def _check_text(text: Any) -> None:
-    if text is not None and not isinstance(text, str):
-        raise InvalidInputError(
-            f"text is of type {type(text).__name__}", "a string or None", "give the words as str"
-        )
-
-
-def _clip_bytes(media: Any, limits: Limits) -> NDArray[np.uint8]:
-    """The clip as a tensor [1, n]; size is checked before anything is read."""
-    if not isinstance(media, str | os.PathLike | bytes):
-        raise InvalidInputError(
-            f"a clip of type {type(media).__name__} for a server that decodes",
-            "a path or bytes",
-            "connect with decode='client' to send what is decoded already",
-        )
-    if not isinstance(media, bytes):
-        media = _read(Path(media), limits)
-    if not media:
-        raise ClipUnreadableError("the clip is empty (0 bytes)", "a media file", "give another")
-    _check_size(len(media), limits)
-    return np.frombuffer(media, np.uint8)[None]
-
-
-def _read(path: Path, limits: Limits) -> bytes:
-    try:
-        _check_size(path.stat().st_size, limits)
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ClipNotFoundError(f"there is no file {path}", "a clip", "check the path") from None
-    except (OSError, ValueError) as error:
-        raise ClipUnreadableError(
-            f"{path} cannot be read ({error})", "a readable media file", "check the path"
-        ) from None
-
-
-def _check_size(size: int, limits: Limits) -> None:
-    if size > limits.max_bytes:
-        raise ClipLimitError(
-            f"a clip of {size} bytes",
-            f"at most {limits.max_bytes}",
-            "give a shorter clip, or raise Limits.max_bytes",
         )

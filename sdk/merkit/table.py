@@ -7,6 +7,7 @@ what it rests on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from textwrap import wrap
 
 from merkit.contract import MODALITIES
 from merkit.results import Prediction
@@ -49,14 +50,15 @@ def _lines(p: Prediction, unicode: bool) -> Iterator[str]:
     yield f"  used       {_used(p)}"
     if p.faces:
         first, last = p.faces[0].time, p.faces[-1].time
-        yield f"  faces      {len(p.faces)}" + (
-            f" from {first:.1f} to {last:.1f} s" if last else ""
-        )
+        span = f", from {first:.1f} to {last:.1f} s" if last else ""
+        yield f"  faces      {len(p.faces)}{span}"
     if p.transcript is not None:
         yield f"  words      {shortened(printable(p.transcript))}"
     yield f"  timings    {timings(p.timings_ms)}"
     identity = ", ".join(p.bundle[k] for k in ("name", "backend") if k in p.bundle)
     yield f"  bundle     {p.bundle.get('bundle_id', '')[:8]} ({identity})"
+    if notice := p.bundle.get("notice"):
+        yield from wrap(f"  note       {notice}", width=80, subsequent_indent=" " * 13)
     for warning in p.warnings:
         yield f"  note       {printable(warning)}"
 

@@ -21,9 +21,15 @@ Tensors = Mapping[str, NDArray[Any]]
 class Backend(Protocol):
     """Executes the pipeline of `contract`."""
 
-    contract: Contract
-    identity: Mapping[str, str]
-    """`contract_id`, `bundle_id`, `backend` and the like, for the result's `bundle` field."""
+    @property
+    def contract(self) -> Contract:
+        """What this side and the caller agree on."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """`contract_id`, `bundle_id`, `backend` and the like, for the result's `bundle` field."""
+        ...
 
     def infer(
         self, tensors: Tensors, timings: dict[str, float] | None = None

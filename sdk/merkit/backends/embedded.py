@@ -66,6 +66,7 @@ class EmbeddedBackend:
             "name": str(bundle.manifest.get("name", bundle.root.name)),
             "backend": "embedded",
             "provider": next(iter(self._sessions.values())).provider,
+            **({"notice": str(notice)} if (notice := bundle.manifest.get("notice")) else {}),
         }
 
     def infer(self, tensors: Tensors, timings: dict[str, float] | None = None) -> dict[str, Array]:
