@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing
-from merkit.streams import Damage, read_frames, seconds
+from merkit.streams import Damage, Reader, extent, read_frames, seconds
 
 Waveform = NDArray[np.float32]
 MEAN = {"rematrix_maxval": "1.0"}
@@ -20,35 +20,28 @@ MEAN = {"rematrix_maxval": "1.0"}
 
 
 def read_sound(
-    container: Any, stream: Any, span: tuple[float, float], p: Preprocessing, damage: Damage
+    reader: Reader, span: tuple[float, float], p: Preprocessing, damage: Damage
 ) -> tuple[Waveform, list[str]]:
     """Mono float32 [s] in -1..1 at `p.sample_rate`, and warnings.
 
     Of sound longer than `p.max_audio_seconds`, the middle.
 
     Args:
-        container: an open container, positioned anywhere.
-        stream: one of its audio streams.
+        reader: an audio stream at its beginning.
         span: first and last second of the stream by its header.
         p: sample rate and greatest length.
         damage: filled with what was passed over.
     """
-    length = span[1] - span[0]
+    length, most = span[1] - span[0], p.max_audio_seconds
     warnings: list[str] = []
-    start = span[0]
-    if length > p.max_audio_seconds:
-        start = span[0] + (length - p.max_audio_seconds) / 2
-        used = f"the middle {p.max_audio_seconds:g} s are used"
-        warnings.append(f"the sound lasts {length:.1f} s; {used}")
-    wanted = round(min(length, p.max_audio_seconds) * p.sample_rate)
-    _rewind(container, stream, start if start > span[0] else None)
-    waveform = _resampled(container, stream, start, p, damage)
-    if start > span[0] and len(waveform) < wanted // 2:  # the header promised more than there is
+    if length > most:
+        warnings.append(f"the sound lasts {length:.1f} s; the middle {most:g} s are used")
+    waveform = _between(reader, span, p, damage)
+    wanted = min(length, most) * p.sample_rate
+    if len(waveform) < 0.9 * wanted - p.sample_rate / 4:
         damage.cut = True
-        _rewind(container, stream, None)
-        waveform = _resampled(container, stream, span[0], p, damage)
-    elif len(waveform) < 0.9 * wanted - p.sample_rate / 4:
-        damage.cut = True
+        if length > most:  # the middle by the header lies past what is there
+            waveform = _between(reader, extent(reader, Damage()), p, damage)
     bad = ~np.isfinite(waveform)
     if bad.any():
         waveform[bad] = 0.0
@@ -56,29 +49,21 @@ def read_sound(
     return np.clip(waveform, -1.0, 1.0), warnings
 
 
-def _rewind(container: Any, stream: Any, start: float | None) -> None:
-    import av
-
-    try:
-        first = min(stream.start_time or 0, 0)
-        offset = first if start is None else int(start / stream.time_base)
-        container.seek(offset, stream=stream, backward=True)
-    except (av.FFmpegError, ValueError, OSError):
-        return  # a format without an index is read from where it stands: the beginning
-
-
-def _resampled(
-    container: Any, stream: Any, start: float, p: Preprocessing, damage: Damage
+def _between(
+    reader: Reader, span: tuple[float, float], p: Preprocessing, damage: Damage
 ) -> Waveform:
-    """From second `start` on, at most `p.max_audio_seconds`."""
+    """The middle of `span`, at most `p.max_audio_seconds` of it."""
+    start = span[0] + max(0.0, (span[1] - span[0] - p.max_audio_seconds) / 2)
+    if start > span[0] and not reader.seek(start):
+        reader.rewind()
     limit = round(p.max_audio_seconds * p.sample_rate)
     blocks: list[Waveform] = []
     have, skip = 0, None
     mixer = _Mixer(p.sample_rate)
-    for frame in read_frames(container, stream, damage):
+    for frame in read_frames(reader, damage):
         if skip is None:
             at = seconds(frame.pts, frame.time_base)
-            skip = max(0, round((start - at) * p.sample_rate)) if at is not None else 0
+            skip = 0 if at is None else max(0, round((start - at) * p.sample_rate))
         for block in mixer.feed(frame):
             blocks.append(block)
             have += len(block)

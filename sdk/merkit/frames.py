@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing
-from merkit.streams import Damage, extent, read_frames, seconds
+from merkit.streams import Damage, Reader, extent, read_frames, seconds
 
 SHORTFALL = 0.9
 """A stream that ends before this share of its stated length is sampled anew over what it has."""
-STEP_BACK = (0.0, 2.0, 10.0, float("inf"))
+STEP_BACK = (0.0, 2.0, 10.0)
 """Seconds by which a seek is repeated earlier when it landed after the wanted time."""
+UNINDEXED_STEP = 1.0
+"""Seconds ahead from which a seek is tried in a format that lists no keyframes."""
 
 QUARTER_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
 """Display matrices of turns by 0, 90, 180 and 270 degrees counterclockwise."""
@@ -44,7 +46,7 @@ class Sampled:
 
 
 def sample_frames(
-    container: Any, stream: Any, span: tuple[float, float], p: Preprocessing, damage: Damage
+    reader: Reader, span: tuple[float, float], p: Preprocessing, damage: Damage
 ) -> Sampled:
     """The frames shown at the middles of `p.frames_per_clip` equal parts of a stream's time.
 
@@ -52,22 +54,18 @@ def sample_frames(
     long before its stated length, what is there is sampled instead, and `damage.cut` says so.
 
     Args:
-        container: an open container, positioned anywhere.
-        stream: one of its video streams.
+        reader: a video stream.
         span: first and last second of the stream by its header.
         p: how many frames, and how large.
         damage: filled with what was passed over.
     """
-    walker = _Walker(container, stream, damage)
+    walker = _Walker(reader, damage)
     chosen = _at(walker, _middles(span, p.frames_per_clip), p)
-    stated = span[1] - span[0]
-    short = walker.ended and (walker.end - span[0]) < SHORTFALL * stated
-    if short and stated > 0 and p.frames_per_clip > 1 and chosen:
+    if walker.ended and walker.end - span[0] < SHORTFALL * (span[1] - span[0]):
         damage.cut = True
-        walker.rewind()
-        found = extent(container, stream, Damage())
-        walker.rewind()
-        chosen = _at(walker, _middles((found[0], min(found[1], walker.end)), p.frames_per_clip), p)
+        there = extent(reader, Damage())
+        walker = _Walker(reader, damage)
+        chosen = _at(walker, _middles(there, p.frames_per_clip), p)
     if not chosen:
         return Sampled(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.float32))
     times = np.array([time for time, _ in chosen], np.float32)
@@ -89,6 +87,7 @@ def _at(
         frame = walker.shown_at(time)
         if frame is None or (chosen and walker.time <= chosen[-1][0]):
             continue
+        walker.damage.cut |= bool(frame.is_corrupt)
         if size is None:
             walker.size, walker.rotation = displayed(frame, walker.pixel_aspect)
             scale = min(1.0, p.max_frame_side / max(walker.size))
@@ -99,79 +98,69 @@ def _at(
 
 
 class _Walker:
-    """Moves through a video stream, forward by decoding and onward by seeking."""
+    """Moves forward through a video stream, by decoding and, where it saves work, by seeking.
 
-    def __init__(self, container: Any, stream: Any, damage: Damage) -> None:
-        self.container, self.stream, self.damage = container, stream, damage
-        self.pixel_aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-        self.gap = 1.0 / float(stream.guessed_rate or 25)
-        self.seekable = True
-        self.end = float("-inf")  # of the last frame decoded
+    Attributes:
+        current: the frame on the screen, and `time` its beginning.
+        upcoming: the frame after it, and `next_time` its beginning.
+        end: when the last frame decoded so far leaves the screen.
+        ended: whether the stream has no more frames.
+    """
+
+    def __init__(self, reader: Reader, damage: Damage) -> None:
+        self.reader, self.damage = reader, damage
         self.size, self.rotation = (0, 0), 0
-        self.rewind()
-
-    def rewind(self) -> None:
-        """Back to the beginning."""
-        self.ended = False
-        self.time = float("-inf")  # of the current frame
-        self.current: Any = None
-        self.next_time = float("-inf")
-        self.upcoming: Any = None
+        self.pixel_aspect = float(reader.stream.sample_aspect_ratio or 1) or 1.0
+        self.gap = 1.0 / float(reader.stream.guessed_rate or 25)
+        self.end = float("-inf")
+        self.seekable = True
         self.started = False
         self.frames: Iterator[Any] = iter(())
+        self._forget()
 
     def shown_at(self, time: float) -> Any:
         """The frame on the screen at `time`: the last that does not begin after it."""
-        if self._worth_seeking(time):
+        if self.seekable and self._worth_seeking(time):
             self._seek(time)
-        elif not self.started:
-            self._restart(None)
+        if not self.started:
+            self._read_on()
         while self.upcoming is not None and (self.current is None or self.next_time <= time):
             self._advance()
         return self.current
 
     def _worth_seeking(self, time: float) -> bool:
-        if not self.seekable or self.ended:
-            return False
-        entries = self.stream.index_entries
-        if not self.started:
-            return len(entries) != 1
-        if not len(entries):
-            return time - self.time > 1.0
-        keyframe = entries.search_timestamp(int(time / self.stream.time_base), backward=True)
-        at = seconds(entries[keyframe].timestamp, self.stream.time_base) if keyframe >= 0 else None
-        return at is not None and at > self.next_time
+        entries, base = self.reader.stream.index_entries, self.reader.stream.time_base
+        keyframe = entries.search_timestamp(int(time / base), backward=True) if entries else -1
+        if keyframe >= 0:
+            return float(entries[keyframe].timestamp * base) > max(self.next_time, 0.0)
+        return time - max(self.next_time, 0.0) > UNINDEXED_STEP
 
     def _seek(self, time: float) -> None:
-        """To the keyframe at or before `time`; stays where it is if that is no progress."""
+        """To the keyframe at or before `time`; to the beginning if nothing can be found so."""
+        before = self.next_time
         for back in STEP_BACK:
-            target = max(time - back, 0.0)
-            self._restart(target)
-            if self.next_time <= time or target == 0.0 or not self.seekable:
+            target = time - back
+            if target <= max(before, 0.0) or not self.reader.seek(target):
+                break
+            self._read_on()
+            if before < self.next_time <= time:
                 return
+        self.seekable = False  # from here on decoding alone, from the beginning where moved
+        if self.started and (self.ended or self.next_time != before):
+            self.reader.rewind()
+            self._read_on()
 
-    def _restart(self, target: float | None) -> None:
-        import av
-
-        before = self.time
-        try:
-            if target is not None:
-                offset = int(target / self.stream.time_base)
-                self.container.seek(offset, stream=self.stream, backward=True)
-            else:
-                start = self.stream.start_time or 0
-                self.container.seek(min(start, 0), stream=self.stream, backward=True)
-        except (av.FFmpegError, ValueError, OSError):
-            self.seekable = False
-            if self.started:  # nothing moved: decode on
-                return
-        self.frames = read_frames(self.container, self.stream, self.damage)
-        self.current, self.upcoming = None, None
-        self.next_time = self.time = float("-inf")
+    def _read_on(self) -> None:
+        """Begins to decode at the reader's position."""
+        self.frames = read_frames(self.reader, self.damage)
         self.started = True
+        self._forget()
         self._advance()
-        if self.next_time <= before:  # the seek went backwards: this stream has too few keyframes
-            self.seekable = False
+
+    def _forget(self) -> None:
+        self.ended = False
+        self.current, self.time = None, float("-inf")
+        self.upcoming, self.next_time = None, float("-inf")
 
     def _advance(self) -> None:
         """One frame forward."""
@@ -182,10 +171,9 @@ class _Walker:
             self.ended = True
             return
         stamp = seconds(self.upcoming.pts, self.upcoming.time_base)
-        known = max(self.next_time, self.end if not self.seekable else float("-inf"))
-        fallback = known + self.gap if known > float("-inf") else 0.0
-        self.next_time = fallback if stamp is None else stamp
-        length = seconds(getattr(self.upcoming, "duration", None), self.upcoming.time_base)
+        after = self.time + self.gap if self.current is not None else 0.0
+        self.next_time = after if stamp is None else stamp
+        length = seconds(self.upcoming.duration, self.upcoming.time_base)
         self.end = max(self.end, self.next_time + (length or self.gap))
 
 

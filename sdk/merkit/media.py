@@ -1,41 +1,29 @@
 """A clip becomes arrays: sampled frames with their times, a waveform, and what was found.
 
-Every modality may be missing and every container is different; without one place that decodes,
+Any modality may be missing and every container is different; without one place that decodes,
 training and each backend would see different pixels. PyAV reads whatever FFmpeg reads. Nothing
 of a clip is logged or written to disk.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from merkit.audio import read_sound
+from merkit.container import ClipFile, Source, unreadable
 from merkit.contract import Preprocessing
-from merkit.errors import (
-    ClipLimitError,
-    ClipNotFoundError,
-    ClipUnreadableError,
-    InvalidInputError,
-    MissingExtraError,
-)
+from merkit.errors import InvalidInputError, MissingExtraError
 from merkit.frames import sample_frames
-from merkit.limits import HEADER_BYTES, Limits, image_size
-from merkit.streams import Damage, extent, seconds
+from merkit.limits import Limits
+from merkit.streams import Damage, Reader, extent, seconds
 
-Source = str | os.PathLike[str] | bytes
 TEXT_CODECS = frozenset({"ansi", "bintext", "xbin", "idf"})
 """FFmpeg draws text files as video; a renamed text is no clip."""
-MEDIA = "a video, sound or image file that FFmpeg reads"
 
 
 @dataclass(frozen=True)
@@ -64,7 +52,7 @@ class MediaInfo:
     """What a clip was found to hold. Becomes the tensor `media_info`.
 
     Attributes:
-        duration: seconds of the longest stream; 0 for an image and for no clip.
+        duration: seconds of the longest stream, by its header where it says; 0 for an image and for no clip.
         container: FFmpeg's name of the format, "" for no clip.
         video: None where there is no picture.
         audio: None where there is no sound.
@@ -150,213 +138,109 @@ def decode_clip(source: Source, p: Preprocessing, limits: Limits | None = None) 
         import av
     except ImportError:
         raise MissingExtraError.of("av", "media") from None
-    limits = limits or Limits()
-    name = "the clip given as bytes" if isinstance(source, bytes) else str(Path(source))
     try:
-        with _file(source, name, limits) as file, _opened(file, name, limits) as container:
-            return _Clip(container, name, p, limits).decode()
+        with ClipFile(source, limits or Limits()) as clip:
+            return _Decoder(clip, p).decode()
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
-        reason = f"{name} cannot be decoded ({type(error).__name__})"
-        raise _unreadable(reason) from None
+        name = "the clip" if isinstance(source, bytes) else str(source)
+        raise unreadable(f"{name} cannot be decoded ({type(error).__name__})") from None
 
 
-def _unreadable(found: str, action: str = "check that the file is whole") -> ClipUnreadableError:
-    return ClipUnreadableError(found, MEDIA, action)
+class _Decoder:
+    """Decodes one clip, collecting what its caller should know on the way."""
 
-
-@contextmanager
-def _file(source: Source, name: str, limits: Limits) -> Iterator[io.BufferedIOBase]:
-    """The source as an open file whose size and stated image size are within the limits."""
-    if isinstance(source, bytes):
-        size = len(source)
-    else:
-        path = Path(source)
-        if not path.exists():
-            action = "check the path; clips are read from files, not from addresses"
-            raise ClipNotFoundError(f"there is no file {name}", "a readable file", action)
-        if not path.is_file():
-            raise _unreadable(f"{name} is not a file", "give the path of one clip")
-        size = path.stat().st_size
-    if size == 0:
-        raise _unreadable(f"{name} is empty")
-    if size > limits.max_bytes:
-        raise ClipLimitError(
-            f"{name} has {size} bytes",
-            f"at most {limits.max_bytes}",
-            "cut the clip, or raise Limits.max_bytes",
-        )
-    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-        stated = image_size(file.read(HEADER_BYTES))
-        if stated:
-            _check_pixels(name, *stated, limits)
-        file.seek(0)
-        yield file
-
-
-def _check_pixels(name: str, width: int, height: int, limits: Limits) -> None:
-    if width * height > limits.max_pixels:
-        raise ClipLimitError(
-            f"{name} has frames of {width} x {height} pixels",
-            f"at most {limits.max_pixels} pixels",
-            "scale it down, or raise Limits.max_pixels",
-        )
-
-
-class _Nameless:
-    """A file without its name: FFmpeg must judge by content, and has no name to put in a log."""
-
-    def __init__(self, file: io.BufferedIOBase) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
-
-
-def _refuse(*_: object) -> Any:
-    """Playlists name other files and addresses: a clip may open none of them."""
-    raise PermissionError("a clip may not open other files")
-
-
-@contextmanager
-def _opened(file: io.BufferedIOBase, name: str, limits: Limits) -> Iterator[Any]:
-    import av
-
-    options = {"max_pixels": str(limits.max_pixels), "protocol_whitelist": "none"}
-    try:
-        container = av.open(
-            _Nameless(file),
-            io_open=_refuse,
-            options=options,
-            metadata_errors="ignore",
-        )
-    except (av.FFmpegError, OSError, ValueError) as error:
-        kind = "its data are not those of any known format, or its index is missing"
-        reason = kind if isinstance(error, av.error.InvalidDataError) else type(error).__name__
-        raise _unreadable(f"{name} is no media file ({reason})") from None
-    with container:
-        yield container
-
-
-class _Clip:
-    """One open container: what it holds, then its arrays."""
-
-    def __init__(self, container: Any, name: str, p: Preprocessing, limits: Limits) -> None:
-        self.container, self.name, self.p, self.limits = container, name, p, limits
+    def __init__(self, clip: ClipFile, p: Preprocessing) -> None:
+        self.clip, self.p = clip, p
         self.warnings: list[str] = []
         self.damage = Damage()
-        if len(container.streams) > limits.max_streams:
-            raise ClipLimitError(
-                f"{name} has {len(container.streams)} streams",
-                f"at most {limits.max_streams}",
-                "keep one video and one audio stream, or raise Limits.max_streams",
-            )
+        container = clip.peek()
+        self.format = str(container.format.name)
+        self.length = (container.duration or 0) / 1e6
         self.origin = (container.start_time or 0) / 1e6
-        self.video = self._video_stream()
-        self.audio = self._audio_stream()
-        if self.video is None and self.audio is None:
-            held = ", ".join(sorted({s.type for s in container.streams})) or "no streams"
-            raise _unreadable(
-                f"{name} has neither picture nor sound (it holds: {held})",
-                "give a clip with a video or audio stream",
-            )
+        self.duration = 0.0
 
     def decode(self) -> Decoded:
-        spans = {s.index: self._span(s) for s in (self.video, self.audio) if s is not None}
-        still = self.video is not None and self.audio is None and self._is_still()
-        duration = 0.0 if still else max(end - start for start, end in spans.values())
-        if duration > self.limits.max_seconds:
-            raise ClipLimitError(
-                f"{self.name} lasts {duration:.1f} s",
-                f"at most {self.limits.max_seconds:g} s",
-                "cut the clip, or raise Limits.max_seconds",
+        streams = self.clip.peek().streams
+        held = ", ".join(sorted({stream.type for stream in streams})) or "no streams"
+        video, audio = self._choose(streams.video, "video"), self._choose(streams.audio, "audio")
+        if video is None and audio is None:
+            raise unreadable(
+                f"{self.clip.name} has neither picture nor sound (it holds: {held})",
+                "give a clip with a video or audio stream",
             )
         empty = no_clip()
-        frames, times, waveform = empty.frames, empty.frame_times, empty.waveform
-        video, audio = None, None
-        if self.audio is not None:
-            waveform, audio = self._sound(spans[self.audio.index])
-        if self.video is not None:
-            frames, times, video = self._picture(spans[self.video.index], still)
+        waveform, heard = empty.waveform, None
+        if audio is not None:
+            waveform, heard = self._sound(audio)
+        frames, times, seen = empty.frames, empty.frame_times, None
+        if video is not None:
+            frames, times, seen = self._picture(video)
         if not len(frames) and not len(waveform):
-            raise _unreadable(f"nothing of {self.name} can be decoded")
+            raise unreadable(f"nothing of {self.clip.name} can be decoded (it holds: {held})")
         if self.damage.cut:
             self.warnings.append("the clip is truncated; what is there was used")
         if self.damage.bad_packets:
-            count = self.damage.bad_packets
-            self.warnings.append(f"{count} damaged packets were passed over")
-        container = str(self.container.format.name)
-        info = MediaInfo(round(duration, 3), container, video, audio, tuple(self.warnings))
+            self.warnings.append(f"damaged packets passed over: {self.damage.bad_packets}")
+        notes = tuple(dict.fromkeys(self.warnings))
+        info = MediaInfo(round(self.duration, 3), self.format, seen, heard, notes)
         return Decoded(frames, times, waveform, info)
 
-    def _video_stream(self) -> Any:
-        streams = [s for s in self.container.streams.video if s.codec_context is not None]
-        streams = [s for s in streams if s.codec_context.name not in TEXT_CODECS]
-        moving = [s for s in streams if "attached_pic" not in _dispositions(s)]
-        if len(moving) < len(streams):
+    def _choose(self, streams: Any, kind: str) -> int | None:
+        """Index of the stream to decode: the container's default, else the first."""
+        known = [s for s in streams if s.codec_context is not None]
+        known = [s for s in known if s.codec_context.name not in TEXT_CODECS]
+        usable = [s for s in known if "attached_pic" not in _dispositions(s)]
+        if len(usable) < len(known):
             self.warnings.append("an attached cover picture is not part of the video")
-        if len(moving) > 1:
-            self.warnings.append(f"of {len(moving)} video streams one is used")
-        if not moving:
-            return None
-        chosen = next((s for s in moving if "default" in _dispositions(s)), moving[0])
-        context = chosen.codec_context
-        _check_pixels(self.name, context.width or 0, context.height or 0, self.limits)
-        context.options = {"max_pixels": str(self.limits.max_pixels)}
-        return chosen
+        if len(usable) > 1:
+            self.warnings.append(f"of {len(usable)} {kind} streams one is used")
+        default = (stream for stream in usable if "default" in _dispositions(stream))
+        chosen = next(default, usable[0] if usable else None)
+        return None if chosen is None else int(chosen.index)
 
-    def _audio_stream(self) -> Any:
-        streams = [s for s in self.container.streams.audio if s.codec_context is not None]
-        if len(streams) > 1:
-            self.warnings.append(f"of {len(streams)} audio streams one is used")
-        return next((s for s in streams if "default" in _dispositions(s)), (streams or [None])[0])
-
-    def _is_still(self) -> bool:
-        name = str(self.container.format.name)
-        return name == "image2" or name.endswith("_pipe")
-
-    def _span(self, stream: Any) -> tuple[float, float]:
-        """First and last second of a stream; read from its packets where no header says."""
-        start = seconds(stream.start_time, stream.time_base)
-        length = seconds(stream.duration, stream.time_base)
-        if length is None and self.container.duration:
-            length = self.container.duration / 1e6
-        if length is not None and length > 0:
-            first = self.origin if start is None else start
-            return first, first + length
-        if self._is_still():
-            return 0.0, 0.0
-        found = extent(self.container, stream, self.damage)
-        self._rewind()
-        return found
-
-    def _rewind(self) -> None:
-        import av
-
-        try:
-            self.container.seek(0)
-        except (av.FFmpegError, ValueError, OSError):
-            self.damage.cut = True
-
-    def _sound(self, span: tuple[float, float]) -> tuple[NDArray[np.float32], AudioInfo | None]:
-        waveform, warnings = read_sound(self.container, self.audio, span, self.p, self.damage)
-        self.warnings += warnings
+    def _sound(self, index: int) -> tuple[NDArray[np.float32], AudioInfo | None]:
+        reader = Reader(self.clip.fresh, index)
+        context = reader.stream.codec_context
+        layout = context.layout
+        info = AudioInfo(context.name, context.sample_rate, layout.nb_channels, layout.name)
+        waveform, notes = read_sound(reader, self._span(reader), self.p, self.damage)
+        self.warnings += notes
         if not len(waveform):
             self.warnings.append("the audio stream holds no sound")
             return waveform, None
-        context = self.audio.codec_context
-        layout = context.layout
-        info = AudioInfo(context.name, context.sample_rate, layout.nb_channels, layout.name)
         return waveform, info
 
     def _picture(
-        self, span: tuple[float, float], still: bool
+        self, index: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], VideoInfo | None]:
-        sampled = sample_frames(self.container, self.video, span, self.p, self.damage)
+        reader = Reader(self.clip.fresh, index)
+        context = reader.stream.codec_context
+        self.clip.check_pixels(context.width or 0, context.height or 0)
+        still = self._is_still()
+        rate = 0.0 if still else round(float(reader.stream.guessed_rate or 0), 3)
+        codec, span = context.name, (0.0, 0.0) if still else self._span(reader)
+        sampled = sample_frames(reader, span, self.p, self.damage)
         if not len(sampled.frames):
             self.warnings.append("the video stream holds no frame that can be decoded")
             return sampled.frames, sampled.times, None
-        rate = 0.0 if still else round(float(self.video.guessed_rate or 0), 3)
-        codec = self.video.codec_context.name
-        info = VideoInfo(codec, *sampled.size, rate, sampled.rotation)
         times = np.maximum(sampled.times - np.float32(self.origin), np.float32(0))
-        return sampled.frames, times, info
+        return sampled.frames, times, VideoInfo(codec, *sampled.size, rate, sampled.rotation)
+
+    def _is_still(self) -> bool:
+        return self.format == "image2" or self.format.endswith("_pipe")
+
+    def _span(self, reader: Reader) -> tuple[float, float]:
+        """First and last second of a stream; read from its packets where no header says."""
+        start = seconds(reader.stream.start_time, reader.stream.time_base)
+        length = seconds(reader.stream.duration, reader.stream.time_base) or self.length
+        if length > 0:
+            first = self.origin if start is None else start
+            span = first, first + length
+        else:
+            span = extent(reader, self.damage)
+        self.clip.check_seconds(span[1] - span[0])
+        self.duration = max(self.duration, span[1] - span[0])
+        return span
 
 
 def _dispositions(stream: Any) -> set[str]:

@@ -1,12 +1,14 @@
 """Reading one stream of a container, damaged or not.
 
 A truncated or corrupt clip must give what is still in it and say so, while av raises at the
-first bad packet. Here bad packets are counted and passed over; video and sound share that.
+first bad packet; and some formats cannot go back to their beginning except by being opened
+again. Video and sound share what handles both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,21 +23,55 @@ class Damage:
     cut: bool = False  # the container ended in the middle of something
 
 
-def read_frames(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
-    """Decoded frames of `stream` from the container's position to its end."""
-    for packet in read_packets(container, stream, damage):
+class Reader:
+    """One stream of an open container, and a way back to its beginning.
+
+    Args:
+        opener: opens the container anew, closing the one before.
+        index: which of its streams to read; the others are skipped over.
+    """
+
+    def __init__(self, opener: Callable[[], Any], index: int) -> None:
+        self._opener, self._index = opener, index
+        self.rewind()
+
+    def rewind(self) -> None:
+        """To the beginning. Opening again takes 1-2 ms, and works where seeking does not."""
+        import av
+
+        self.container = self._opener()
+        self.stream = self.container.streams[self._index]
+        for other in self.container.streams:
+            if other.index != self._index:
+                other.discard = av.stream.Discard.all
+
+    def seek(self, time: float) -> bool:
+        """To the last keyframe at or before second `time`; False if the format cannot."""
+        import av
+
+        with suppress(av.FFmpegError, ValueError, OSError):
+            offset = int(time / self.stream.time_base)
+            self.container.seek(offset, stream=self.stream, backward=True)
+            return True
+        return False
+
+
+def read_frames(reader: Reader, damage: Damage) -> Iterator[Any]:
+    """Decoded frames from the reader's position to the stream's end."""
+    for packet in read_packets(reader, damage):
         yield from _decode(packet.decode, damage)
         if damage.bad_packets > MAX_BAD_PACKETS:
             return
-    if damage.cut:
-        yield from _decode(lambda: stream.codec_context.decode(None), damage)
+    if damage.cut:  # the empty packet that flushes the decoder never came
+        yield from _decode(reader.stream.codec_context.decode, damage)
 
 
-def read_packets(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
-    """Packets of `stream`, the last of them the empty one that flushes the decoder."""
+def read_packets(reader: Reader, damage: Damage) -> Iterator[Any]:
+    """Packets of the stream, the last of them the empty one that flushes the decoder."""
     import av
 
-    packets = container.demux(stream)
+    packets = reader.container.demux(reader.stream)
+    first = True
     while True:
         try:
             packet = next(packets)
@@ -44,15 +80,12 @@ def read_packets(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
         except (av.FFmpegError, ValueError, OSError):
             damage.cut = True
             return
-        if packet.is_corrupt and packet.size and damage_is_news(packet, stream):
+        if packet.is_corrupt and packet.size:
             damage.cut = True
-            continue
+            if not first:  # a torn picture among whole ones is left out; alone, it is kept
+                continue
+        first = False
         yield packet
-
-
-def damage_is_news(packet: Any, stream: Any) -> bool:
-    """Whether dropping this torn packet leaves something else: a torn still image is kept."""
-    return bool(stream.type == "audio" or stream.frames > 1 or (packet.pts or 0) > 0)
 
 
 def seconds(value: int | None, base: Any) -> float | None:
@@ -60,13 +93,14 @@ def seconds(value: int | None, base: Any) -> float | None:
     return None if value is None or base is None else float(value * base)
 
 
-def extent(container: Any, stream: Any, damage: Damage) -> tuple[float, float]:
-    """First and last time that packets of a stream carry, in seconds, read without decoding.
+def extent(reader: Reader, damage: Damage) -> tuple[float, float]:
+    """First and last second of a stream by its packets, which are read but not decoded.
 
-    For clips whose header states no duration, or a wrong one.
+    For clips whose header states no duration, or a wrong one. Leaves the reader at the beginning.
     """
+    reader.rewind()
     first, last, count = float("inf"), float("-inf"), 0
-    for packet in read_packets(container, stream, damage):
+    for packet in read_packets(reader, damage):
         if not packet.size:
             continue
         count += 1
@@ -74,17 +108,18 @@ def extent(container: Any, stream: Any, damage: Damage) -> tuple[float, float]:
         if start is not None:
             length = seconds(packet.duration, packet.time_base) or 0.0
             first, last = min(first, start), max(last, start + length)
+    rate = float(getattr(reader.stream, "guessed_rate", None) or 25)
+    reader.rewind()
     if last < first:  # no timestamps at all: a bare stream of coded frames
-        rate = float(getattr(stream, "guessed_rate", None) or 25)
         return 0.0, count / rate
     return first, last
 
 
-def _decode(decode: Any, damage: Damage) -> list[Any]:
+def _decode(decode: Callable[[], list[Any]], damage: Damage) -> list[Any]:
     import av
 
     try:
-        return list(decode())
+        return decode()
     except av.error.EOFError:
         return []
     except (av.FFmpegError, ValueError):
