@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -19,14 +19,12 @@ from merkit.pipeline import SEED_VOTERS
 from merkit_training.encoders.audio import AudioEncoder
 from merkit_training.encoders.joint import JointEncoder, JointSizes
 from merkit_training.encoders.sound_config import AudioConfig, JointConfig, TextConfig
-from merkit_training.encoders.store import save_module
 from merkit_training.encoders.text import TextEncoder
 from merkit_training.encoders.vision import FaceEncoder, SavedFaceEncoder
 from merkit_training.encoders.vision_config import FaceEncoderConfig
 from merkit_training.fusion.config import BranchConfig
 from merkit_training.fusion.model import Fusion
-from merkit_training.fusion.model import save as save_fusion
-from merkit_training.runs import write_json
+from merkit_training.runs import save_step, write_json
 
 LABELS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
 TEXT = TextConfig(vocabulary=300, hidden=16, layers=2, heads=2, intermediate=32)
@@ -49,12 +47,11 @@ def write_random_run(
     side = p.face_size * p.grid
     torch.manual_seed(0)
     for step, face in (("face_encoder", FACE), ("face_encoder_large", LARGE)):
-        encoder = _shaken(FaceEncoder(face, side))
-        save_module(run, step, SavedFaceEncoder(face, side), encoder, {"scores": {}})
+        _save(run, step, SavedFaceEncoder(face, side), FaceEncoder(face, side))
     sizes = JointSizes.of(JOINT, TEXT, p)
-    save_module(run, "audio_encoder", AUDIO, _shaken(AudioEncoder(AUDIO)), {"scores": {}})
-    save_module(run, "text_encoder", TEXT, _shaken(TextEncoder(TEXT)), {"scores": {}})
-    save_module(run, "joint_encoder", sizes, _shaken(JointEncoder(sizes)), {"scores": {}})
+    _save(run, "audio_encoder", AUDIO, AudioEncoder(AUDIO))
+    _save(run, "text_encoder", TEXT, TextEncoder(TEXT))
+    _save(run, "joint_encoder", sizes, JointEncoder(sizes))
     fusion = _shaken(Fusion(SEED_VOTERS, WIDTHS, len(labels), BranchConfig(hidden=16)))
     fusion.temperatures.fill_(1.3)
     voters = [
@@ -62,10 +59,14 @@ def write_random_run(
         for i, v in enumerate(SEED_VOTERS)
     ]
     facts = {"voters": voters, "labels": list(labels), "widths": WIDTHS}
-    save_fusion(fusion, run / "fusion", {**facts, "branch": asdict(BranchConfig(hidden=16))})
-    write_json(run / "fusion" / "card.json", {"scores": {"waf": 0.5}})
+    facts["branch"] = asdict(BranchConfig(hidden=16))
+    save_step(run, "fusion", facts, fusion.state_dict(), {"scores": {"waf": 0.5}})
     _tokenizer(run / "tokenizer" / "tokenizer.json")
     return run
+
+
+def _save(run: Path, step: str, config: Any, module: nn.Module) -> None:
+    save_step(run, step, asdict(config), _shaken(module).state_dict(), {"scores": {}})
 
 
 def _shaken(module: M) -> M:

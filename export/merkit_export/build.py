@@ -20,13 +20,13 @@ from merkit.bundle import MANIFEST, Bundle, onnx_steps, sha256_file, write_manif
 from merkit.errors import InvalidInputError, MerkitError
 from merkit.render import render
 from merkit_export import graphs, samples
+from merkit_export.compact import store_exact_halves
 from merkit_export.origin import Origin, provenance, read_origin
-from merkit_export.parity import OutcomeParity, StepParity, compare_steps
+from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
 from merkit_export.walk import torch_steps, walk
 
 SIZE_LIMIT = 10_000_000
 """Bytes of content that a bundle checked into git may have; a larger one is built with a note."""
-THREADS = 2
 
 Report = Callable[[str], None]
 
@@ -53,7 +53,9 @@ def build(run: Path, out: Path, *, name: str | None = None, say: Report = print)
         details = {
             "name": name or facts["recipe"].get("run", {}).get("name", "unnamed"),
             "voters": origin.voters,
-            "precision": {step.name: "fp32" for step in onnx_steps(origin.contract)},
+            "precision": {
+                step.name: "fp32, weights stored as fp16" for step in onnx_steps(origin.contract)
+            },
             "provenance": facts,
         }
         bundle = write_manifest(folder, origin.contract, digests, details)
@@ -83,6 +85,7 @@ def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str,
     for spec in onnx_steps(contract):
         started = time.monotonic()
         model = graphs.export_step(origin.modules[spec.name], spec, contract, example)
+        store_exact_halves(model)
         size = graphs.save(model, folder / spec.name / "1" / "model.onnx")
         digests[spec.name] = graphs.step_digest(model)
         seconds = time.monotonic() - started

@@ -27,6 +27,7 @@ from torch import nn
 from merkit import __version__
 from merkit.contract import Contract, StepSpec, TensorSpec, canonical
 from merkit.errors import MerkitError
+from merkit_export.compact import store_exact_halves
 
 OPSET = 20
 """23 breaks rotary embeddings in ONNX Runtime; below 20 lacks operators that torch emits."""
@@ -82,7 +83,8 @@ def export_step(
         ) from error
     if program is None:
         raise MerkitError(f"torch exported nothing for the step {step.name!r}")
-    model = program.model_proto
+    model: onnx.ModelProto = program.model_proto
+    store_exact_halves(model)
     _seal(model, step, contract)
     return model
 

@@ -26,7 +26,10 @@ TOLERANCE = 1e-4
 """Largest absolute difference allowed between torch and ONNX, and between a clip alone and the
 same clip in a padded batch. Features have magnitudes around 1."""
 
-Floats = NDArray[np.float32]
+THREADS = 2
+KEPT_PROBLEMS = 5
+Answer = tuple[str, NDArray[np.float32]]
+"""A label and the probability of each class."""
 
 
 @dataclass
@@ -55,7 +58,7 @@ class StepParity:
         return {**asdict(self), "passed": self.passed}
 
     def complain(self, problem: str) -> None:
-        if len(self.problems) < 5:
+        if len(self.problems) < KEPT_PROBLEMS:
             self.problems.append(problem)
 
 
@@ -79,15 +82,28 @@ class OutcomeParity:
         """Plain values."""
         return {**asdict(self), "passed": self.passed}
 
-    def add(self, name: str, want: tuple[str, Floats], got: tuple[str, Floats]) -> None:
-        """Notes one clip: label and probabilities [classes] of torch, and of the bundle."""
+    def add(self, name: str, want: Answer | str, got: Answer | str) -> None:
+        """Notes one clip: torch's answer and the bundle's.
+
+        An answer is a label with probabilities [classes], or the name of the error that says why
+        there is none.
+        """
         self.clips += 1
+        if isinstance(want, str) or isinstance(got, str):
+            self.refused += 1
+            if want != got:
+                self._complain(f"{name}: torch says {_told(want)}, the bundle {_told(got)}")
+            return
         difference = float(np.abs(want[1] - got[1]).max())
         self.max_abs = max(self.max_abs, difference)
         self.labels_differ += want[0] != got[0]
         if want[0] != got[0] or not difference <= self.tolerance:
-            found = f"{name}: torch says {want[0]}, the bundle {got[0]}, apart by {difference:.2g}"
-            self.problems = [*self.problems, found][:5]
+            told = f"torch says {want[0]}, the bundle {got[0]}"
+            self._complain(f"{name}: {told}, {difference:.2g} apart")
+
+    def _complain(self, problem: str) -> None:
+        if len(self.problems) < KEPT_PROBLEMS:
+            self.problems.append(problem)
 
 
 def compare_steps(
@@ -124,10 +140,17 @@ def compare_steps(
 def _compare_outcomes(
     report: OutcomeParity, case: int, contract: Contract, want: Values, got: Values
 ) -> None:
-    names = (*contract.labels, "(none)")  # label -1: nothing to judge
     for row in range(len(want["label"])):
-        pair = [(names[int(v["label"][row])], v["scores"][row]) for v in (want, got)]
-        report.add(f"made-up clip {case}.{row}", pair[0], pair[1])
+        answers: list[Answer | str] = []
+        for values in (want, got):
+            label = int(values["label"][row])
+            scores = values["scores"][row]
+            answers.append((contract.labels[label], scores) if label >= 0 else "nothing to judge")
+        report.add(f"made-up clip {case}.{row}", *answers)
+
+
+def _told(answer: Answer | str) -> str:
+    return answer if isinstance(answer, str) else answer[0]
 
 
 def _compare(report: StepParity, spec: StepSpec, reference: Values, made: Values) -> None:
@@ -163,8 +186,8 @@ def _compare_rows(
         for name in spec.outputs:
             single, padded = values[name][0], together[name][row]
             overlap = tuple(slice(size) for size in single.shape)
-            beyond = padded.astype(np.float64)
-            beyond[overlap] -= single.astype(np.float64)
+            beyond = np.array(padded, np.float64)
+            beyond[overlap] -= np.array(single, np.float64)
             difference = float(np.abs(beyond).max(initial=0.0))
             report.batch = max(report.batch, difference)
             if not difference <= report.tolerance:

@@ -32,7 +32,7 @@ WORDS = (
     "会",
     "这样",
 )
-PATTERNS = tuple(product((True, False), repeat=3))
+PATTERNS = tuple(product((1, 0), repeat=3))
 """Which of video, audio and text are there; the last pattern is nothing at all."""
 
 
