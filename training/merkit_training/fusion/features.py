@@ -21,13 +21,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from merkit.contract import MODALITIES, Preprocessing
+from merkit.faces import find_faces
+from merkit.media import decode_clip
 from merkit.pipeline import GROUPS, standard_contract
+from merkit.steps import Tokenize
+from merkit.steps.base import column, padded
+from merkit_training.corpus import Clip, read_clips
 from merkit_training.fusion.dataset import FeatureSet, join, read_features
 from merkit_training.labels import MER6
 from merkit_training.steps import load_step
 
 if TYPE_CHECKING:
-    from merkit_training.corpus import Clip
     from merkit_training.recipe import Recipe
 
 SPLITS = ("train", "val", "test_multi", "test_semi", "test_noise")
@@ -47,8 +51,6 @@ class Decoded:
 
 def extract(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     """Writes run/features/<split>/ for every labelled split; returns shares of what was found."""
-    from merkit_training.corpus import read_clips
-
     encode = Encoder(run, recipe.preprocessing)
     found: dict[str, float] = {}
     for split in SPLITS:
@@ -65,8 +67,6 @@ class Encoder:
     """Decoded clips to features, with the trained steps of a run in torch."""
 
     def __init__(self, run: Path, preprocessing: Preprocessing) -> None:
-        from merkit.steps import Tokenize
-
         contract = standard_contract(MER6, dict.fromkeys(GROUPS, 1), preprocessing)
         self.preprocessing = preprocessing
         self.tokenize = Tokenize(contract, run / "tokenizer")
@@ -75,9 +75,6 @@ class Encoder:
 
     def decode(self, path: Path) -> Decoded:
         """Reads one file; safe to call from several threads."""
-        from merkit.faces import find_faces
-        from merkit.media import decode_clip
-
         clip = decode_clip(path, self.preprocessing)
         faces = find_faces(clip.frames, clip.frame_times, self.preprocessing)
         return Decoded(faces.crops, clip.waveform)
@@ -85,8 +82,8 @@ class Encoder:
     @torch.inference_mode()
     def __call__(self, decoded: Sequence[Decoded], texts: Sequence[str]) -> dict[str, Tensor]:
         """Features of a batch under FeatureSet's names; rows of absent modalities are zeros."""
-        crops, face_count = _padded([d.crops for d in decoded])
-        waveform, waveform_length = _padded([d.waveform for d in decoded])
+        crops, face_count = _batch([d.crops for d in decoded])
+        waveform, waveform_length = _batch([d.waveform for d in decoded])
         words, silence = self._tokens(texts), self._tokens([""] * len(texts))
         grid, values, mask, log_mel, presence = self.preprocess(
             crops, face_count, waveform, waveform_length, words["text_length"]
@@ -125,19 +122,22 @@ def _extract_split(clips: Sequence[Clip], encode: Encoder, folder: Path, batch: 
     parts = [folder / "parts" / f"{start:06d}" for start in range(0, len(clips), PART)]
     todo = [i for i, part in enumerate(parts) if not (part / "clips.json").exists()]
     left = sum(len(clips[i * PART : (i + 1) * PART]) for i in todo)
-    with (
-        ThreadPoolExecutor(DECODERS) as pool,
-        tqdm(total=len(clips), initial=len(clips) - left, desc=folder.name, unit="clip") as bar,
-    ):
-        for i, decoded in _decoded_ahead(clips, todo, encode, pool):
-            own = clips[i * PART : (i + 1) * PART]
-            pieces = []
-            for start in range(0, len(own), batch):
-                chosen = own[start : start + batch]
-                read = [future.result() for future in decoded[start : start + batch]]
-                pieces.append(_named(chosen, encode(read, [clip.text for clip in chosen])))
-                bar.update(len(chosen))
-            join(pieces).save(parts[i])
+    pool = ThreadPoolExecutor(DECODERS)
+    try:
+        with tqdm(
+            total=len(clips), initial=len(clips) - left, desc=folder.name, unit="clip"
+        ) as bar:
+            for i, decoded in _decoded_ahead(clips, todo, encode, pool):
+                own = clips[i * PART : (i + 1) * PART]
+                pieces = []
+                for start in range(0, len(own), batch):
+                    chosen = own[start : start + batch]
+                    read = [future.result() for future in decoded[start : start + batch]]
+                    pieces.append(_named(chosen, encode(read, [clip.text for clip in chosen])))
+                    bar.update(len(chosen))
+                join(pieces).save(parts[i])
+    finally:
+        pool.shutdown(cancel_futures=True)
     join([read_features(part) for part in parts]).save(folder)
     shutil.rmtree(folder / "parts")
 
@@ -165,13 +165,9 @@ def _named(clips: Sequence[Clip], tensors: dict[str, Tensor]) -> FeatureSet:
     )
 
 
-def _padded(arrays: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:
-    """Arrays of different lengths as one right-padded tensor, and the lengths [b, 1]."""
-    lengths = np.array([[len(a)] for a in arrays], np.int64)
-    padded = np.zeros((len(arrays), lengths.max(), *arrays[0].shape[1:]), arrays[0].dtype)
-    for row, array in zip(padded, arrays, strict=True):
-        row[: len(array)] = array
-    return torch.from_numpy(padded), torch.from_numpy(lengths)
+def _batch(rows: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths as one right-padded tensor, and the lengths [b, 1]."""
+    return torch.from_numpy(padded(rows)), torch.from_numpy(column([len(r) for r in rows]))
 
 
 def _only(features: Tensor, present: Tensor) -> Tensor:
