@@ -65,9 +65,7 @@ CLIPS = {
 
 @pytest.mark.parametrize("text", ["", "所以 well then"])
 @pytest.mark.parametrize("kind", CLIPS)
-def test_clip_bytes(
-    embedded: EmbeddedBackend, served: TritonBackend, kind: str, text: str
-) -> None:
+def test_clip_bytes(embedded: EmbeddedBackend, served: TritonBackend, kind: str, text: str) -> None:
     clip = np.frombuffer(CLIPS[kind](), np.uint8)[None]
     entry = dict(zip(BYTES_IN, (clip, strings(text)), strict=True))
     assert_equal(embedded.infer(entry), served.infer(entry), OUTCOME + DETAIL)
@@ -85,13 +83,16 @@ def test_predictions_on_real_recordings(
     with load(toy_bundle.root, threads=1) as one, connect(toy_server.grpc, decode=decode) as two:
         here, there = (client.predict(clip, text) for client in (one, two))
     assert_same_prediction(here, there)
-    assert here.modalities == {
-        "single_face.mp4": ("video", "audio"),
-        "no_face.mp4": ("audio",),
-        "single_face.jpg": ("video",),
-        "jfk.flac": ("audio",),
-        None: ("text",),
-    }[name]
+    assert (
+        here.modalities
+        == {
+            "single_face.mp4": ("video", "audio"),
+            "no_face.mp4": ("audio",),
+            "single_face.jpg": ("video",),
+            "jfk.flac": ("audio",),
+            None: ("text",),
+        }[name]
+    )
 
 
 def assert_same_prediction(here, there) -> None:
@@ -113,7 +114,7 @@ def test_errors_are_equal_too(toy_bundle: Bundle, toy_server: Server, tmp_path: 
     for clip, text in ((renamed, None), (tmp_path / "missing.mp4", None), (None, "")):
         errors = []
         for client in clients:
-            with pytest.raises(Exception) as caught:  # noqa: PT011
+            with pytest.raises(Exception) as caught:
                 client.predict(clip, text)
             errors.append(type(caught.value).__name__)
         assert errors[0] == errors[1]
