@@ -183,9 +183,17 @@ def _preprocessing(value: Any) -> Preprocessing:
     if set(value) != set(known):
         raise ValueError(f"preprocessing keys differ: {sorted(set(value) ^ set(known))}")
     for name, default in known.items():
-        number = isinstance(default, int | float)
-        ok = isinstance(value[name], int | float) if number else True
-        if not ok or (isinstance(default, str) and not isinstance(value[name], str)):
+        if not _alike(value[name], default):
             raise TypeError(f"preprocessing.{name} is {value[name]!r}")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     return Preprocessing(**values)
+
+
+def _alike(value: object, default: object) -> bool:
+    """Whether a value read from JSON has the type of the constant's default."""
+    if isinstance(default, tuple):
+        numbers = isinstance(value, list) and len(value) == len(default)
+        return numbers and all(_alike(v, d) for v, d in zip(value, default, strict=True))
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
