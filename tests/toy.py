@@ -134,6 +134,8 @@ def _encoder(
     g: _Graph, source: str, axes: tuple[int, ...], rng: np.random.Generator, output_name: str
 ) -> None:
     values = g("Cast", source, to=TensorProto.FLOAT)
+    if source.endswith("_ids"):  # else they saturate, and no word makes a difference
+        values = g("Div", values, g.constant(100.0))
     mean = g("ReduceMean", values, g.constant(axes, "int64"), keepdims=0)
     column = g("Unsqueeze", mean, g.constant([1], "int64"))
     output = g("MatMul", column, g.constant(rng.normal(size=(1, WIDTH))))

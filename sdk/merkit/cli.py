@@ -184,13 +184,13 @@ def _report(path: Path | None) -> Report | None:
 
 
 def _show(clip: Clip, answer: Prediction | MerkitError, as_json: bool, first: bool) -> None:
-    from merkit.table import printable, table
+    from merkit.table import table
 
     if isinstance(answer, MerkitError):
         if as_json:
             print(_json({"source": clip.name, "error": error_json(answer)}), flush=True)
         else:
-            _complain(answer, printable(clip.name))
+            _complain(answer, clip.name)
     elif as_json:
         print(_json(answer.to_json()), flush=True)
     else:
@@ -250,9 +250,13 @@ def _json(value: object) -> str:
 
 
 def _complain(error: MerkitError, source: str = "") -> None:
+    """One line on stderr. Messages quote file names and servers, so they are made printable."""
+    from merkit.table import printable
+
     sys.stdout.flush()
     where = f"{source}: " if source and source not in str(error) else ""
-    print(f"merkit: {where}{error} [{type(error).__name__}]", file=sys.stderr, flush=True)
+    text = "\n".join(map(printable, f"{where}{error}".split("\n")))
+    print(f"merkit: {text} [{type(error).__name__}]", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

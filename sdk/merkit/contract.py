@@ -192,8 +192,9 @@ def _preprocessing(value: Any) -> Preprocessing:
 def _alike(value: object, default: object) -> bool:
     """Whether a value read from JSON has the type of the constant's default."""
     if isinstance(default, tuple):
-        numbers = isinstance(value, list) and len(value) == len(default)
-        return numbers and all(_alike(v, d) for v, d in zip(value, default, strict=True))
+        if not isinstance(value, list) or len(value) != len(default):
+            return False
+        return all(map(_alike, value, default))
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is type(default)
