@@ -22,6 +22,7 @@ from merkit.errors import (
 from merkit.limits import HEADER_BYTES, Limits, image_size
 
 Source = str | os.PathLike[str] | bytes
+JPEG_END, JPEG_TAIL = b"\xff\xd9", 4096
 MEDIA = "a video, sound or image file that FFmpeg reads"
 
 
@@ -57,7 +58,8 @@ class ClipFile:
         if isinstance(source, bytes):
             self._file = self._stack.enter_context(io.BytesIO(source))
         else:
-            self._file = self._stack.enter_context(Path(source).open("rb"))
+            file = Path(source).open("rb")  # noqa: SIM115  (the stack closes it)
+            self._file = self._stack.enter_context(file)
         self._container: Any = None
         self._used = False
 
@@ -85,6 +87,11 @@ class ClipFile:
             self._container = self._open()
         self._used = True
         return self.peek()
+
+    def lacks_jpeg_end(self) -> bool:
+        """Whether no end marker stands in the last bytes; FFmpeg fills in silently what is cut."""
+        self._file.seek(max(0, self._file.seek(0, os.SEEK_END) - JPEG_TAIL))
+        return JPEG_END not in self._file.read()
 
     def check_pixels(self, width: int, height: int) -> None:
         """ClipLimitError if a frame of this size is larger than the limits."""

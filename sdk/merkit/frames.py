@@ -7,7 +7,7 @@ lies between one wanted time and the next, decoding simply goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,13 @@ from merkit.streams import Damage, Reader, extent, read_frames, seconds
 
 SHORTFALL = 0.9
 """A stream that ends before this share of its stated length is sampled anew over what it has."""
+NEAR_ENOUGH = 1 / 8
+"""A keyframe this share of a part before the part's middle is taken instead of it: in a long
+clip nothing need be decoded but keyframes."""
 STEP_BACK = (0.0, 2.0, 10.0)
 """Seconds by which a seek is repeated earlier when it landed after the wanted time."""
+APPROACH = 4
+"""Frames before the wanted one from which on every frame is decoded."""
 UNINDEXED_STEP = 1.0
 """Seconds ahead from which a seek is tried in a format that lists no keyframes."""
 
@@ -60,12 +65,12 @@ def sample_frames(
         damage: filled with what was passed over.
     """
     walker = _Walker(reader, damage)
-    chosen = _at(walker, _middles(span, p.frames_per_clip), p)
+    chosen = _at(walker, span, p)
     if walker.ended and walker.end - span[0] < SHORTFALL * (span[1] - span[0]):
         damage.cut = True
-        there = extent(reader, Damage())
+        span = extent(reader, Damage())
         walker = _Walker(reader, damage)
-        chosen = _at(walker, _middles(there, p.frames_per_clip), p)
+        chosen = _at(walker, span, p)
     if not chosen:
         return Sampled(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.float32))
     times = np.array([time for time, _ in chosen], np.float32)
@@ -73,18 +78,16 @@ def sample_frames(
     return Sampled(images, times, walker.size, walker.rotation)
 
 
-def _middles(span: tuple[float, float], count: int) -> list[float]:
-    part = (span[1] - span[0]) / count
-    return [span[0] + (index + 0.5) * part for index in range(count)]
-
-
 def _at(
-    walker: _Walker, times: Sequence[float], p: Preprocessing
+    walker: _Walker, span: tuple[float, float], p: Preprocessing
 ) -> list[tuple[float, NDArray[np.uint8]]]:
+    """Times and pictures, one for each part of `span` that shows something new."""
+    part = (span[1] - span[0]) / p.frames_per_clip
+    times = [span[0] + (index + 0.5) * part for index in range(p.frames_per_clip)]
     chosen: list[tuple[float, NDArray[np.uint8]]] = []
     size: tuple[int, int] | None = None
     for time in times:
-        frame = walker.shown_at(time)
+        frame = walker.shown_at(time, NEAR_ENOUGH * part)
         if frame is None or (chosen and walker.time <= chosen[-1][0]):
             continue
         walker.damage.cut |= bool(frame.is_corrupt)
@@ -118,10 +121,16 @@ class _Walker:
         self.frames: Iterator[Any] = iter(())
         self._forget()
 
-    def shown_at(self, time: float) -> Any:
-        """The frame on the screen at `time`: the last that does not begin after it."""
+    def shown_at(self, time: float, slack: float) -> Any:
+        """The frame on the screen at `time`: the last that does not begin after it.
+
+        A keyframe at most `slack` seconds before will do instead.
+        """
         if self.seekable and self._worth_seeking(time):
             self._seek(time)
+            if time - slack <= self.next_time:
+                time = self.next_time
+        self.reader.unwanted_before = time - APPROACH * self.gap
         if not self.started:
             self._read_on()
         while self.upcoming is not None and (self.current is None or self.next_time <= time):
@@ -138,6 +147,7 @@ class _Walker:
     def _seek(self, time: float) -> None:
         """To the keyframe at or before `time`; to the beginning if nothing can be found so."""
         before = self.next_time
+        self.reader.unwanted_before = float("-inf")
         for back in STEP_BACK:
             target = time - back
             if target <= max(before, 0.0) or not self.reader.seek(target):

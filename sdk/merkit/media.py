@@ -52,7 +52,8 @@ class MediaInfo:
     """What a clip was found to hold. Becomes the tensor `media_info`.
 
     Attributes:
-        duration: seconds of the longest stream, by its header where it says; 0 for an image and for no clip.
+        duration: seconds of the longest stream, by its header where it says; 0 for an image
+            and for no clip.
         container: FFmpeg's name of the format, "" for no clip.
         video: None where there is no picture.
         audio: None where there is no sound.
@@ -218,6 +219,7 @@ class _Decoder:
         self.clip.check_pixels(context.width or 0, context.height or 0)
         still = self._is_still()
         rate = 0.0 if still else round(float(reader.stream.guessed_rate or 0), 3)
+        self.damage.cut |= self.format == "jpeg_pipe" and self.clip.lacks_jpeg_end()
         codec, span = context.name, (0.0, 0.0) if still else self._span(reader)
         sampled = sample_frames(reader, span, self.p, self.damage)
         if not len(sampled.frames):

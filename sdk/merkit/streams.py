@@ -29,10 +29,15 @@ class Reader:
     Args:
         opener: opens the container anew, closing the one before.
         index: which of its streams to read; the others are skipped over.
+
+    Attributes:
+        unwanted_before: frames before this second are wanted only as far as later ones are
+            built on them; the decoder leaves out the others.
     """
 
     def __init__(self, opener: Callable[[], Any], index: int) -> None:
         self._opener, self._index = opener, index
+        self.unwanted_before = float("-inf")
         self.rewind()
 
     def rewind(self) -> None:
@@ -58,7 +63,11 @@ class Reader:
 
 def read_frames(reader: Reader, damage: Damage) -> Iterator[Any]:
     """Decoded frames from the reader's position to the stream's end."""
+    context = reader.stream.codec_context
     for packet in read_packets(reader, damage):
+        at = seconds(packet.pts, packet.time_base)
+        unwanted = at is not None and at < reader.unwanted_before
+        context.skip_frame = "NONREF" if unwanted else "DEFAULT"
         yield from _decode(packet.decode, damage)
         if damage.bad_packets > MAX_BAD_PACKETS:
             return
