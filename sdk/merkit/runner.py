@@ -26,6 +26,7 @@ from merkit.errors import (
     InvalidInputError,
     MerkitError,
 )
+from merkit.ort import import_onnxruntime
 
 Arrays = Mapping[str, NDArray[Any]]
 Compute = Callable[[Arrays, Sequence[str]], Arrays]
@@ -104,8 +105,7 @@ def onnx_compute(path: Path, contract_id: str, threads: int) -> Compute:
 
     Threads do not spin: several sessions share few cores, and spinning ones starve the rest.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

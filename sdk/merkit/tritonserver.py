@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from merkit.errors import ServerUnavailableError
+from merkit.ort import TELEMETRY_SWITCH
 from merkit.render import Flavour
 
 SERVER_VARIABLE = "MERKIT_TRITONSERVER"
@@ -162,6 +163,7 @@ def assemble(installation: Installation, folder: Path) -> tuple[Path, dict[str, 
 
     package = Path(merkit.__file__).resolve().parent
     variables = {k: v for k, v in os.environ.items() if k != "PYTHONSTARTUP"}
+    variables.setdefault(TELEMETRY_SWITCH, "1")  # for a container's own ONNX Runtime, too
     if installation.stub is None:
         (folder / "merkit").symlink_to(package)
         paths = [str(folder), os.environ.get("PYTHONPATH", "")]

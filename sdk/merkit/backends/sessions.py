@@ -23,8 +23,8 @@ from merkit.errors import (
     ContractMismatchError,
     InferenceError,
     InvalidInputError,
-    MissingExtraError,
 )
+from merkit.ort import import_onnxruntime
 
 CPU = "CPUExecutionProvider"
 SHORT_NAMES = {
@@ -132,10 +132,7 @@ def _providers(ort: Any, wanted: Sequence[str] | None) -> list[str]:
 
 
 def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError.of("onnxruntime", "local") from None
+    onnxruntime = import_onnxruntime()
     if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
         warnings.warn(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
