@@ -127,6 +127,7 @@ def ensemble_config(bundle: Bundle, name: str) -> str:
         "contract_id": contract.contract_id,
         "bundle_id": bundle.bundle_id,
         "name": str(bundle.manifest.get("name", bundle.root.name)),
+        "notice": str(bundle.manifest.get("notice", "")),
         "contract": canonical(contract.to_json()).decode("ascii"),
     }
     config = {

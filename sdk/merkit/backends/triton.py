@@ -98,6 +98,7 @@ class TritonBackend:
             "contract_id": self.contract.contract_id,
             "bundle_id": parameters.get("bundle_id", ""),
             "name": parameters.get("name", ""),
+            **({"notice": parameters["notice"]} if parameters.get("notice") else {}),
             "backend": "triton",
             "url": url,
         }
