@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merkit import __version__
-from merkit.errors import BundleNotFoundError, InvalidInputError, MerkitError
+from merkit.errors import BundleNotFoundError, MerkitError
 
 if TYPE_CHECKING:
     from merkit.client import Client
@@ -47,10 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:  # all input and output but that on stdout has typed errors
         # Python flushes stdout once more at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        if isinstance(error, BrokenPipeError):
+            return BROKEN_PIPE
+        print(f"merkit: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,12 +177,9 @@ def _bundle(given: Path | None) -> Path:
 def _report(path: Path | None) -> Report | None:
     if path is None:
         return None
-    if not path.parent.is_dir() or path.is_dir():
-        raise InvalidInputError(
-            f"the report cannot be written to {path}", "a file in an existing folder", "correct it"
-        )
-    from merkit.report import Report
+    from merkit.report import Report, check_target
 
+    check_target(path)
     return Report()
 
 

@@ -89,7 +89,8 @@ class Report:
         Raises:
             InvalidInputError: the file cannot be written.
         """
-        target = Path(path)
+        target = Path(path).resolve()  # a link stays a link
+        check_target(target)
         try:
             with tempfile.NamedTemporaryFile(
                 "w", encoding="utf-8", errors="replace", dir=target.parent, delete=False
@@ -117,6 +118,16 @@ class Report:
         return (
             f"<article><table><caption>All clips</caption><thead><tr>{columns}</tr></thead>"
             f"<tbody>{''.join(self._rows)}</tbody></table></article>\n"
+        )
+
+
+def check_target(path: Path) -> None:
+    """Refuses a path that no file could take: replacing a device or a pipe would destroy it."""
+    if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+        raise InvalidInputError(
+            f"the report cannot be written to {path}",
+            "a file, new or to be replaced, in an existing folder",
+            "choose another place",
         )
 
 

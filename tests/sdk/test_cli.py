@@ -211,6 +211,21 @@ def test_a_reader_that_goes_away_is_no_traceback(toy_bundle: Bundle) -> None:
     assert process.wait(30) == 141
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
+def test_a_full_disk_is_no_traceback(toy_bundle: Bundle) -> None:
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(
+            command("predict", "--text", "words", "--bundle", toy_bundle.root),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert found.returncode == 1
+    assert found.stderr.count("\n") == 1
+    assert "cannot be written" in found.stderr
+
+
 def test_ctrl_c_is_no_traceback(toy_bundle: Bundle) -> None:
     words = [part for k in range(5000) for part in ("--text", f"number {k}")]
     process = subprocess.Popen(

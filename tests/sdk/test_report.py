@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from html.parser import HTMLParser
@@ -105,7 +106,14 @@ def test_a_failed_write_leaves_nothing(prediction: Prediction, tmp_path: Path) -
         report.write(folder)
     with pytest.raises(InvalidInputError):
         report.write(tmp_path / "no" / "report.html")
+    os.mkfifo(tmp_path / "taken" / "pipe")
+    with pytest.raises(InvalidInputError):
+        report.write(folder / "pipe")
+    assert (folder / "pipe").is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    (tmp_path / "link.html").symlink_to("report.html")
+    report.write(tmp_path / "link.html")
+    assert (tmp_path / "link.html").is_symlink()
     report.write(tmp_path / "report.html")
     assert stat.S_IMODE((tmp_path / "report.html").stat().st_mode) == 0o644
     parsed((tmp_path / "report.html").read_text("utf-8"))
