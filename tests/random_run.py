@@ -27,8 +27,8 @@ from merkit_training.fusion.model import Fusion
 from merkit_training.runs import save_step, write_json
 
 LABELS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
-TEXT = TextConfig(vocabulary=300, hidden=16, layers=2, heads=2, intermediate=32)
-AUDIO = AudioConfig(conv_channels=(8,) * 7, hidden=24, layers=2, heads=2, intermediate=32)
+TEXT = TextConfig(vocabulary=300, hidden=16, layers=1, heads=2, intermediate=32)
+AUDIO = AudioConfig(conv_channels=(8,) * 7, hidden=24, layers=1, heads=2, intermediate=32)
 JOINT = JointConfig(hidden=16, layers=1, heads=2, intermediate=32)
 FACE = FaceEncoderConfig(hidden=32, layers=1, heads=2, patch=16)
 LARGE = FaceEncoderConfig(architecture="internvit", hidden=40, layers=1, heads=2, patch=16)

@@ -20,14 +20,17 @@ from merkit.bundle import MANIFEST, Bundle, onnx_steps, sha256_file, write_manif
 from merkit.errors import InvalidInputError, MerkitError
 from merkit.render import render
 from merkit_export import graphs, samples
-from merkit_export.compact import store_exact_halves
 from merkit_export.origin import Origin, provenance, read_origin
 from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
 from merkit_export.walk import torch_steps, walk
 
 SIZE_LIMIT = 10_000_000
 """Bytes of content that a bundle checked into git may have; a larger one is built with a note."""
-
+PRECISION = "fp32, weights stored as fp16 where that is exact"
+SYNTHETIC_NOTICE = (
+    "Trained on synthetic data only. It proves that the machinery works; its answers say nothing "
+    "about people."
+)
 Report = Callable[[str], None]
 
 
@@ -47,31 +50,35 @@ def build(run: Path, out: Path, *, name: str | None = None, say: Report = print)
     """
     _refuse_foreign(out)
     origin = read_origin(run)
-    facts = provenance(origin)
+    details = _details(origin, name)
     with _beside(out) as folder:
         digests = export_steps(origin, folder, say)
-        details = {
-            "name": name or facts["recipe"].get("run", {}).get("name", "unnamed"),
-            "voters": origin.voters,
-            "precision": {
-                step.name: "fp32, weights stored as fp16" for step in onnx_steps(origin.contract)
-            },
-            "provenance": facts,
-        }
         bundle = write_manifest(folder, origin.contract, digests, details)
         steps, outcome = prove(bundle, origin)
         say(f"parity: {describe(steps, outcome)}")
-        details["validation"] = validation(steps, outcome)
+        details["validation"] |= {"parity": parity_summary(steps, outcome)}
         bundle = write_manifest(folder, origin.contract, digests, details)
         render(bundle, folder)
         size = sum(entry["size"] for entry in bundle.manifest["content"].values())
-        note = (
-            "" if size <= SIZE_LIMIT else f", more than the {SIZE_LIMIT / 1e6:.0f} MB meant for git"
-        )
+        note = "" if size <= SIZE_LIMIT else f", over the {SIZE_LIMIT / 1e6:.0f} MB meant for git"
         say(f"{len(bundle.manifest['content'])} files, {size / 1e6:.2f} MB{note}")
         _publish(folder, out)
     say(f"{out}: bundle {bundle.bundle_id}, contract {bundle.contract.contract_id}")
     return Bundle(out, bundle.contract, bundle.manifest)
+
+
+def _details(origin: Origin, name: str | None) -> dict[str, Any]:
+    """What the manifest says beside contract and content."""
+    facts = provenance(origin)
+    synthetic = "synth" in facts["recipe"]
+    return {
+        "name": name or facts["recipe"].get("run", {}).get("name", "unnamed"),
+        **({"notice": SYNTHETIC_NOTICE} if synthetic else {}),
+        "voters": origin.voters,
+        "precision": {step.name: PRECISION for step in onnx_steps(origin.contract)},
+        "provenance": facts,
+        "validation": {"scores": facts["stages"].get("fusion", {}).get("scores", {})},
+    }
 
 
 def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str, str]:
@@ -85,7 +92,6 @@ def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str,
     for spec in onnx_steps(contract):
         started = time.monotonic()
         model = graphs.export_step(origin.modules[spec.name], spec, contract, example)
-        store_exact_halves(model)
         size = graphs.save(model, folder / spec.name / "1" / "model.onnx")
         digests[spec.name] = graphs.step_digest(model)
         seconds = time.monotonic() - started
@@ -111,15 +117,13 @@ def prove(bundle: Bundle, origin: Origin) -> tuple[list[StepParity], OutcomePari
     return steps, outcome
 
 
-def validation(steps: list[StepParity], outcome: OutcomeParity) -> dict[str, Any]:
-    """The parity report's summary, for the manifest."""
+def parity_summary(steps: list[StepParity], outcome: OutcomeParity) -> dict[str, Any]:
+    """The parity report in short, for the manifest."""
     keys = ("cases", "max_abs", "batch", "absent")
     return {
-        "parity": {
-            "tolerance": outcome.tolerance,
-            "steps": {s.step: {key: s.to_json()[key] for key in keys} for s in steps},
-            "made_up_clips": {"clips": outcome.clips, "max_abs": outcome.max_abs},
-        }
+        "tolerance": outcome.tolerance,
+        "steps": {s.step: {key: s.to_json()[key] for key in keys} for s in steps},
+        "made_up_clips": {"clips": outcome.clips, "max_abs": outcome.max_abs},
     }
 
 

@@ -7,7 +7,7 @@ another resampler, another token. So each clip of a split is predicted twice fro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +18,35 @@ from merkit.bundle import Bundle
 from merkit.errors import InvalidInputError, MerkitError
 from merkit_export.parity import THREADS, Answer, OutcomeParity
 from merkit_export.reference import TorchBackend
-from merkit_training.corpus import read_clips
+from merkit_training.corpus import read_table
 
 NamedClip = tuple[str, Path, str]
 """Name, media file, transcript."""
-SPLITS = ("test_multi", "test_semi", "test_noise")
 
 
-def clips_of(corpus: Path, splits: Sequence[str], limit: int = 0) -> list[NamedClip]:
-    """The clips of a corpus's splits, of each split at most `limit` (0: all).
+def clips_of(folder: Path, limit: int = 0) -> list[NamedClip]:
+    """The media files in `folder/video`, with their words of `folder/transcripts.csv`.
+
+    Args:
+        folder: a split of a corpus in MER's layout; the transcripts' columns are `name` and
+            `chinese` or `english`.
+        limit: at most so many clips, the first by name; 0: all.
 
     Raises:
-        InvalidInputError: a split that does not exist, or is empty.
+        InvalidInputError: no such folder, or no clips in it.
     """
-    found = []
-    for split in splits:
-        clips = read_clips(corpus, split)
-        found += [(f"{split}/{c.name}", c.path, c.text) for c in clips[: limit or None]]
-    if not found:
-        raise InvalidInputError(f"the splits {', '.join(splits)} hold no clips", "at least one")
-    return found
+    videos = folder / "video"
+    paths = sorted(p for p in videos.iterdir() if p.is_file()) if videos.is_dir() else []
+    if not paths:
+        raise InvalidInputError(
+            f"{videos} holds no clips" if videos.is_dir() else f"there is no folder {videos}",
+            "a folder with media files in its subfolder video",
+            "give a split of a corpus, such as data/tiny/clips/test_multi",
+        )
+    table = folder / "transcripts.csv"
+    rows = read_table(table) if table.exists() else []
+    texts = {row["name"]: row.get("chinese") or row.get("english") or "" for row in rows}
+    return [(path.stem, path, texts.get(path.stem, "")) for path in paths[: limit or None]]
 
 
 def compare_clips(bundle: Bundle, run: Path, clips: Iterable[NamedClip]) -> OutcomeParity:

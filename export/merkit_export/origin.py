@@ -82,7 +82,6 @@ def provenance(origin: Origin) -> dict[str, Any]:
     """Recipe, seeds, data, versions, checkpoint hashes and the stages' own scores."""
     run = origin.run
     record = read_json(run / "run.json")
-    checkpoints = sorted(run.glob("*/model.safetensors"))
     cards = {path.parent.name: read_json(path) for path in sorted(run.glob("*/card.json"))}
     return {
         "recipe": read_json(run / "recipe.json"),
@@ -90,12 +89,18 @@ def provenance(origin: Origin) -> dict[str, Any]:
         "data": {"card_sha256": record.get("data")},
         "training": {"python": record.get("python"), "packages": record.get("packages")},
         "export": {"packages": {name: _version(name) for name in PACKAGES}},
-        "checkpoints": {path.parent.name: sha256_file(path) for path in checkpoints},
+        "checkpoints": checkpoint_hashes(run),
         "stages": {
             name: {key: card[key] for key in CARD_FACTS if key in card}
             for name, card in cards.items()
         },
     }
+
+
+def checkpoint_hashes(run: Path) -> dict[str, str]:
+    """sha256 of each trained step's weights."""
+    files = sorted(run.glob("*/model.safetensors"))
+    return {path.parent.name: sha256_file(path) for path in files}
 
 
 def _version(package: str) -> str | None:
