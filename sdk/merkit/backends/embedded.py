@@ -59,6 +59,7 @@ class EmbeddedBackend:
         self._resources = bundle.resources
         self._python_steps: dict[str, Any] = {}
         self._python_steps_lock = threading.Lock()
+        self._closed = False
         self._pool = ThreadPoolExecutor(budget, thread_name_prefix="merkit")
         self.identity: Mapping[str, str] = {
             "contract_id": self.contract.contract_id,
@@ -74,8 +75,7 @@ class EmbeddedBackend:
         check_tensors(self.contract, tensors)
         steps = self.contract.steps
         made = {name for step in steps for name in step.outputs}
-        reachable = "clip" in tensors
-        wanted = (*OUTCOME, *(DETAIL if reachable else ()))
+        wanted = (*OUTCOME, *(DETAIL if "clip" in tensors else ()))
         plan = cut(steps, tensors.keys(), [name for name in wanted if name in made])
         request = _Request(self, plan, dict(tensors), {} if timings is None else timings)
         values = request.run()
@@ -83,6 +83,8 @@ class EmbeddedBackend:
 
     def run_step(self, step: StepSpec, given: Tensors) -> dict[str, Array]:
         """Runs one step on its inputs, whatever its kind; errors are merkit's."""
+        if self._closed:
+            raise _closed()
         try:
             if step.kind == "onnx":
                 return self._sessions[step.name](given)
@@ -99,25 +101,24 @@ class EmbeddedBackend:
                 "run merkit verify on the bundle",
             ) from error
 
+    def timed(self, step: StepSpec, values: Tensors) -> tuple[dict[str, Array], float]:
+        """Runs a step on its inputs among `values`; outputs and milliseconds."""
+        start = time.perf_counter()
+        outputs = self.run_step(step, {name: values[name] for name in step.inputs})
+        return outputs, (time.perf_counter() - start) * 1e3
+
     def submit(self, step: StepSpec, values: Tensors) -> Future[tuple[dict[str, Array], float]]:
-        """Runs a step in the shared pool; the future holds its outputs and milliseconds."""
+        """`timed` in the shared pool."""
         try:
-            given = {name: values[name] for name in step.inputs}
-            return self._pool.submit(self._timed, step, given)
-        except RuntimeError:
-            raise InferenceError(
-                "the client is closed", "an open client", "load the bundle again"
-            ) from None
+            return self._pool.submit(self.timed, step, {n: values[n] for n in step.inputs})
+        except RuntimeError:  # the pool has been shut down
+            raise _closed() from None
 
     def close(self) -> None:
         """Stops the pool and frees the sessions. Safe to call twice."""
+        self._closed = True
         self._pool.shutdown(wait=True)
         self._sessions = {}
-
-    def _timed(self, step: StepSpec, given: Tensors) -> tuple[dict[str, Array], float]:
-        start = time.perf_counter()
-        outputs = self.run_step(step, given)
-        return outputs, (time.perf_counter() - start) * 1e3
 
     def _python_step(self, name: str) -> Any:
         """Steps in Python load codecs and detectors, so each is made when first needed."""
@@ -127,6 +128,10 @@ class EmbeddedBackend:
 
                 self._python_steps[name] = REGISTRY[name](self.contract, self._resources(name))
             return self._python_steps[name]
+
+
+def _closed() -> InferenceError:
+    return InferenceError("the client is closed", "an open client", "load the bundle again")
 
 
 class _Request:
@@ -147,25 +152,32 @@ class _Request:
     def run(self) -> dict[str, Array]:
         try:
             while self._waiting or self._running:
-                self._start_ready()
+                ready = self._take_ready()
+                if len(ready) == 1 and not self._running:  # no hand-over to another thread
+                    self._finish(ready[0], *self._backend.timed(ready[0], self._values))
+                    continue
+                for step in ready:
+                    self._running[self._backend.submit(step, self._values)] = step
                 done, _ = wait(self._running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    step = self._running.pop(future)
-                    outputs, elapsed = future.result()
-                    self._timings[step.name] = elapsed
-                    self._values.update(outputs)
+                    self._finish(self._running.pop(future), *future.result())
         finally:
             for future in self._running:
                 future.cancel()
         return self._values
 
-    def _start_ready(self) -> None:
-        for step in [s for s in self._waiting if self._ready(s)]:
-            self._waiting.remove(step)
-            if step.name in self._gated and (zeros := self._absent(step)) is not None:
-                self._values.update(zeros)
-            else:
-                self._running[self._backend.submit(step, self._values)] = step
+    def _finish(self, step: StepSpec, outputs: dict[str, Array], elapsed: float) -> None:
+        self._timings[step.name] = elapsed
+        self._values.update(outputs)
+
+    def _take_ready(self) -> list[StepSpec]:
+        """Steps that can run now; those that need not run are done with at once."""
+        ready = [step for step in self._waiting if self._ready(step)]
+        self._waiting = [step for step in self._waiting if step not in ready]
+        absent = {s.name: zeros for s in ready if (zeros := self._absent(s)) is not None}
+        for zeros in absent.values():
+            self._values.update(zeros)
+        return [step for step in ready if step.name not in absent]
 
     def _ready(self, step: StepSpec) -> bool:
         """A step that may turn out needless waits until presence is known."""
@@ -177,6 +189,8 @@ class _Request:
 
     def _absent(self, step: StepSpec) -> dict[str, Array] | None:
         """Zeros for a step whose modalities are absent from the whole batch, else None."""
+        if step.name not in self._gated:
+            return None
         presence = self._values["presence"]
         if presence[:, [MODALITIES.index(m) for m in step.needs]].any():
             return None
