@@ -10,9 +10,7 @@ only for the backend that it opens.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # type checkers take it for true; importing typing would cost 10 ms
 if TYPE_CHECKING:
     from merkit import errors
     from merkit.client import Client, connect, load
@@ -47,6 +45,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name == "errors":
         return import_module("merkit.errors")
     if name not in _HOMES:

@@ -51,7 +51,7 @@ class EmbeddedBackend:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
     ) -> None:
-        budget = len(os.sched_getaffinity(0)) if threads is None else threads
+        budget = _usable_cores() if threads is None else threads
         if budget < 1:
             raise InvalidInputError(f"threads is {threads}", "at least 1", "give a thread budget")
         self.contract = bundle.contract
@@ -128,6 +128,13 @@ class EmbeddedBackend:
 
                 self._python_steps[name] = REGISTRY[name](self.contract, self._resources(name))
             return self._python_steps[name]
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use; containers and batch systems grant fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _closed() -> InferenceError:
