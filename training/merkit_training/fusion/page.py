@@ -26,13 +26,15 @@ def page(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
         "Figures from the synthetic corpus: they prove the machinery and say nothing about "
         f"people. Clips: {clips}. Every row is a head on the same features, trained on `train`, "
         f"selected on `val`; mean ± standard deviation over {tables['seeds']} seeds of the heads "
-        "and of the folds, with the encoders fixed. The score is the weighted average F1 (WAF).",
+        "and of the folds, with the encoders fixed. The score is the weighted average F1 (WAF). "
+        "`merkit-train run` measures it in its last stage, and "
+        "`python -m merkit_training.fusion.tables RUN` prints this page.",
         _systems(tables, tests),
         "## Does the vote beat the best single feature group?",
         *[_verdict(name, tables["gain"][name]) for name in tests],
         "## Against the ceiling",
         "Accuracy beside the best that any classifier could reach from the generator's true "
-        "parameters (`docs/synthetic-corpus.md`).",
+        "parameters ([how](synthetic-corpus.md)).",
         _ceilings(tables, tests),
         "## When modalities are missing",
         "WAF of the deployed vote given only some modalities; encoders of the others never run.",
