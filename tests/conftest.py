@@ -48,3 +48,19 @@ def toy_server(toy_bundle: Bundle, triton: Installation) -> Iterator[Server]:
     """A Triton on the toy bundle for all tests that leave it as they found it."""
     with Server(toy_bundle, installation=triton) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def random_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training run with random weights in the real architectures; not to be changed."""
+    from random_run import write_random_run
+
+    return write_random_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def exported(random_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle that merkit-export makes of that run (half a minute); not to be changed."""
+    from merkit_export.build import build
+
+    return build(random_run, tmp_path_factory.mktemp("exported") / "bundle")

@@ -127,7 +127,7 @@ def compare_steps(
     for number, case in enumerate(cases):
         values = walk(contract, torch, case)
         for spec in specs:
-            _compare(reports[spec.name], spec, values, onnx[spec.name](values))
+            compare_outputs(reports[spec.name], spec, values, onnx[spec.name](values))
             _probe_absent(reports[spec.name], spec, values, onnx[spec.name])
         _compare_outcomes(outcome, number, contract, values, backend.infer(case))
     alone = [walk(contract, onnx, case) for case in batch]
@@ -153,7 +153,8 @@ def _told(answer: Answer | str) -> str:
     return answer if isinstance(answer, str) else answer[0]
 
 
-def _compare(report: StepParity, spec: StepSpec, reference: Values, made: Values) -> None:
+def compare_outputs(report: StepParity, spec: StepSpec, reference: Values, made: Values) -> None:
+    """Notes how far what a graph `made` of one input is from the reference."""
     report.cases += 1
     for name in spec.outputs:
         want, got = reference[name], made[name]
