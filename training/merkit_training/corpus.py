@@ -5,8 +5,9 @@ Encoders read the single-modality sets as memory maps; fusion and the reports re
 an unpickler that admits dictionaries, strings and numpy scalars alone.
 
 Layout (written by merkit_training.synth):
-    faces/      images.npy uint8 [n,64,64,3] RGB, labels.npy int64 (FACE8), split.npy int8
-    sequences/  images.npy uint8 [n,4,64,64,3], labels.npy (MER6), split.npy
+    faces/      images.npy uint8 [n,64,64,3] RGB, labels.npy int64 (FACE8), split.npy int8,
+                units.npy float32 [n,10] (the generator's action units, as drawn)
+    sequences/  images.npy uint8 [n,4,64,64,3], labels.npy (MER6), split.npy, units.npy [n,4,10]
     utterances/ waveforms.npy int16 [n,samples] right padded, lengths.npy int64, labels.npy (MER6),
                 prosody.npy float32 [n,8] standardised, split.npy, table.csv
     sentences/  table.csv (text, discrete, language, category, split)
@@ -23,6 +24,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -188,14 +190,17 @@ class _PlainUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         if name in ("dtype", "ndarray"):
             return getattr(np, name)
-        return getattr(np._core.multiarray, name)
+        return getattr(import_module("numpy._core.multiarray"), name)
 
 
 def _plain_object(data: bytes) -> Any:
     """The object in the bytes of a .npy file whose single element is a pickled object."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     if version not in read:
         raise ValueError(f"a .npy of version {version}")
     shape, _, dtype = read[version](file)

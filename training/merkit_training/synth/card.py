@@ -21,7 +21,6 @@ from merkit_training.synth.model import (
     COMPOSITES,
     FACE_SIGMA,
     FACES,
-    MER2023_TRAIN,
     PAIRS,
     PROSODY,
     SET_STRENGTHS,
@@ -30,8 +29,8 @@ from merkit_training.synth.model import (
     TONES,
     UNITS,
     WEAK,
-    prior,
 )
+from merkit_training.synth.sets import set_prior
 
 NOTICE = (
     "Everything here is synthetic: drawn faces, espeak-ng voices, sentences from a grammar. "
@@ -47,16 +46,7 @@ def write_card(out: Path, config: SynthConfig) -> dict[str, Any]:
         "config": asdict(config),
         "model": _model(),
         "counts": _counts(out),
-        "ceilings": {
-            "sets": ceilings(
-                config.ceiling_draws,
-                prior(MER2023_TRAIN, 0.5),
-                SET_STRENGTHS,
-                config.composite_share,
-                config.seed,
-            ),
-            **{split: _clip_ceilings(config, split) for split in CLIP_SPLITS},
-        },
+        "ceilings": _ceilings(config),
         "realised": {split: _realised(out, config, split) for split in CLIP_SPLITS},
         "sha256": _hashes(out),
     }
@@ -85,10 +75,18 @@ def _model() -> dict[str, Any]:
     }
 
 
-def _clip_ceilings(config: SynthConfig, split: str) -> dict[str, float]:
-    chances = clip_prior(split)
-    draws, share = config.ceiling_draws, config.composite_share
-    return ceilings(draws, chances, CLIP_STRENGTHS, share, config.seed)
+def _ceilings(config: SynthConfig) -> dict[str, dict[str, float]]:
+    """Ceilings of the sets and of each split; splits with one prior share one simulation."""
+    draws, share, seed = config.ceiling_draws, config.composite_share, config.seed
+    found = {"sets": ceilings(draws, set_prior(), SET_STRENGTHS, share, seed)}
+    simulated: dict[bytes, dict[str, float]] = {}
+    for split in CLIP_SPLITS:
+        chances = clip_prior(split)
+        if chances.tobytes() not in simulated:
+            found[split] = ceilings(draws, chances, CLIP_STRENGTHS, share, seed)
+            simulated[chances.tobytes()] = found[split]
+        found[split] = simulated[chances.tobytes()]
+    return found
 
 
 def truths(out: Path, split: str) -> list[dict[str, Any]]:
@@ -115,8 +113,8 @@ def _counts(out: Path) -> dict[str, Any]:
     for kind, names in (("faces", FACE8), ("sequences", MER6), ("utterances", MER6)):
         data = open_set(out, kind)
         for split in SET_SPLITS:
-            found = np.bincount(data["labels"][data.indices(split)], minlength=len(names))
-            counts[f"{kind}/{split}"] = dict(zip(names, found.tolist(), strict=True))
+            tally = np.bincount(data["labels"][data.indices(split)], minlength=len(names))
+            counts[f"{kind}/{split}"] = dict(zip(names, tally.tolist(), strict=True))
     for split in SET_SPLITS:
         labels = [row["discrete"] for row in read_sentences(out, split)]
         counts[f"sentences/{split}"] = {name: labels.count(name) for name in MER6}
@@ -161,7 +159,10 @@ def _markdown(card: dict[str, Any]) -> str:
         shares = ", ".join(f"{k} {v}" for k, v in classes.items())
         lines.append(f"| {name} | {sum(classes.values())} | {shares} |")
     lines += ["", "## Clips by agreement of their evidence", ""]
-    lines += ["| split | aligned | mixed | conflicting | of these composite |", "|---|---|---|---|---|"]
+    lines += [
+        "| split | aligned | mixed | conflicting | of these composite |",
+        "|---|---|---|---|---|",
+    ]
     for split in CLIP_SPLITS:
         c = card["counts"][f"clips/{split}"]
         row = (c["aligned"], c["mixed"], c["conflicting"], c["composite"])

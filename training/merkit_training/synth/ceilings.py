@@ -37,9 +37,7 @@ VIEWS = {
 """The combinations of evidence whose ceilings are published."""
 
 CLASSES = len(MER6)
-TONE_OF, WORDS_OF = (
-    np.array([MER6.index(COMPOSITES[name][i]) for name in MER6]) for i in range(2)
-)
+TONE_OF, WORDS_OF = (np.array([MER6.index(COMPOSITES[name][i]) for name in MER6]) for i in range(2))
 
 
 def posterior(

@@ -101,11 +101,12 @@ def describe(drawn: Draw) -> dict[str, Any]:
 def read_draw(truth: dict[str, Any]) -> Draw:
     """The draw behind a row of truth.jsonl."""
     evidence = [truth["evidence"][m] for m in EVIDENCE]
+    shown = [MER6.index(e["shows"]) for e in evidence]
     return Draw(
         MER6.index(truth["discrete"]),
         truth["composite"],
-        tuple(e["strength"] for e in evidence),
-        tuple(MER6.index(e["shows"]) for e in evidence),
+        (evidence[0]["strength"], evidence[1]["strength"], evidence[2]["strength"]),
+        (shown[0], shown[1], shown[2]),
         np.array([truth["face"][u] for u in UNITS]),
         np.array([truth["prosody"][p] for p in PROSODY]),
         CATEGORIES.index(truth["category"]),

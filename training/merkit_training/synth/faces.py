@@ -63,7 +63,7 @@ def identity(number: int, seed: int) -> Identity:
     rng = np.random.default_rng([seed, 0x1D, number])
 
     def tint(colours: Sequence[tuple[int, int, int]], spread: float) -> tuple[float, float, float]:
-        base = np.array(colours[rng.integers(len(colours))]) + rng.normal(0, spread, 3)
+        base = np.array(colours[int(rng.integers(len(colours)))]) + rng.normal(0, spread, 3)
         r, g, b = np.clip(base, 8, 250)
         return float(r), float(g), float(b)
 
@@ -140,7 +140,7 @@ def render(who: Identity, units: Floats, blink: float, view: View, side: int) ->
     scene, light = _scene(view.background, view.light, side)
     alpha = warped[:, :, 3:].astype(np.float32) / 255
     picture = (warped[:, :, :3] * alpha + scene * (1 - alpha)) * light
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(picture, 0, 255), np.uint8)
 
 
 @lru_cache(maxsize=4)
@@ -213,7 +213,8 @@ class _Brush:
 
     def points(self, points: Any) -> NDArray[np.int32]:
         """Canvas coordinates as cv2's fixed-point ones."""
-        return np.round((np.asarray(points) * self.zoom - 0.5) * 2**SHIFT).astype(np.int32)
+        fixed = np.round((np.asarray(points) * self.zoom - 0.5) * 2**SHIFT)
+        return np.asarray(fixed, np.int32)
 
     def fill(self, points: Any, colour: Sequence[float]) -> None:
         """Fills a polygon."""
@@ -298,7 +299,7 @@ def _draw_eye(brush: _Brush, who: Identity, u: dict[str, float], blink: float, s
         brush.disc((x + 1.1, middle - 1.1), 0.6, (245, 245, 245))
     brush.line(top, (skin * 0.28).tolist(), 1.6)
     brush.line(low, (skin * 0.55).tolist(), 1.0)
-    brush.soften(low + (0, 3.0), (skin * 0.6).tolist(), 0.55 * squint, 1.2)
+    brush.soften(low + np.array([0, 3.0]), (skin * 0.6).tolist(), 0.55 * squint, 1.2)
     lift = 4.6 * u["brow_raise"] - 3.8 * u["brow_lower"]
     slant = 4.2 * u["brow_slant"] - 2.4 * max(u["brow_lower"], 0)
     inward = -ARC * side  # 1 at the inner end

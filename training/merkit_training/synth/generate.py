@@ -12,6 +12,7 @@ import csv
 import json
 import multiprocessing
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def generate(out: Path, config: SynthConfig, kinds: Sequence[str] = KINDS) -> No
         InvalidInputError: an unknown kind, or a folder that holds another corpus.
     """
     if unknown := set(kinds) - set(KINDS):
-        raise InvalidInputError(f"there is no set {sorted(unknown)}", f"some of {KINDS}", "")
+        raise InvalidInputError(f"there is no set {sorted(unknown)}", f"some of {', '.join(KINDS)}")
     _claim(out, config)
     for kind in (k for k in KINDS if k in kinds and not _complete(out, k)):
         parts = list(_parts(out, config, kind))
@@ -154,6 +155,7 @@ def _make_parts(kind: str, parts: Iterable[Part], workers: int) -> None:
 
 
 def _quiet() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     cv2.setNumThreads(1)
 
 
@@ -175,7 +177,7 @@ def _make_part(part: Part) -> int:
             arrays = {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
             arrays["rows"] = np.array(json.dumps(rows, ensure_ascii=False))
             with temporary.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, allow_pickle=False, **arrays)
     temporary.replace(part.path)
     return len(numbers)
 
@@ -228,12 +230,11 @@ def _merge_clips(out: Path, parts: Sequence[Part]) -> None:
         if split != "unlabelled":
             labels = [{"name": t["name"], "discrete": t["discrete"]} for t in truths]
             _write_table(folder / "labels.csv", labels, ("name", "discrete"))
-            entries = {
-                t["name"]: {"emo": t["discrete"], "val": ABSENT_VALENCE} for t in truths
-            }
+            entries = {t["name"]: {"emo": t["discrete"], "val": ABSENT_VALENCE} for t in truths}
+            table: dict[str, Any] = {CORPUS_KEYS.get(split, "train_corpus"): entries}
             temporary = folder / ".label-6way.npz.tmp"
             with temporary.open("wb") as file:
-                np.savez(file, **{CORPUS_KEYS.get(split, "train_corpus"): entries})
+                np.savez(file, **table)
             temporary.replace(folder / "label-6way.npz")
         spoken = [
             {

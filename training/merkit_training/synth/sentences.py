@@ -15,7 +15,7 @@ import numpy as np
 from merkit_training.synth.model import CATEGORIES
 
 POOLS: dict[str, range] = {
-    "train": range(0, 8),  # sentences and utterances that encoders train on
+    "train": range(8),  # sentences and utterances that encoders train on
     "val": range(8, 9),
     "clips/train": range(9, 11),
     "clips/val": range(11, 12),
@@ -44,8 +44,9 @@ TOPICS = {
         "the wedding", "the project", "my old friend", "the weather", "the dinner", "the money",
     ),
     "zh": (
-        "考试", "新工作", "会议", "妹妹", "球队", "那封信", "房子", "旅行", "电话", "比赛", "老师", "医生",
-        "汽车", "聚会", "邻居", "报告", "火车", "答案", "婚礼", "项目", "老朋友", "天气", "晚饭", "奖金",
+        "考试", "新工作", "会议", "妹妹", "球队", "那封信", "房子", "旅行", "电话", "比赛",
+        "老师", "医生", "汽车", "聚会", "邻居", "报告", "火车", "答案", "婚礼", "项目", "老朋友",
+        "天气", "晚饭", "奖金",
     ),
 }  # fmt: skip
 TIMES = {
@@ -150,10 +151,12 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
             "{t}{x}让我大吃一惊", "{t}真的吗是{x}", "{t}没人告诉我{x}的事", "{t}竟然会是{x}",
         ),
         "neutral|happy": (
-            "{t}{x}还算顺利", "{t}{x}挺不错的", "{t}我们做完了{x}", "{t}{x}还可以", "{t}见到{x}挺好",
+            "{t}{x}还算顺利", "{t}{x}挺不错的", "{t}我们做完了{x}", "{t}{x}还可以",
+            "{t}见到{x}挺好",
         ),
         "happy|surprise": (
-            "{t}居然赢了{x}", "{t}{x}终于来了", "{t}不敢相信有{x}", "{t}他们给了我{x}", "{t}你猜怎么着有{x}",
+            "{t}居然赢了{x}", "{t}{x}终于来了", "{t}不敢相信有{x}", "{t}他们给了我{x}",
+            "{t}你猜怎么着有{x}",
         ),
         "surprise|angry": (
             "{t}你把{x}怎么了", "{t}{x}你是认真的吗", "{t}你怎么能卖掉{x}", "{t}{x}到底怎么回事",
@@ -168,7 +171,8 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
             "{t}{x}让我一夜没睡",
         ),
         "worried|neutral": (
-            "{t}应该再查查{x}", "{t}我还在等{x}", "{t}要决定{x}的事", "{t}让我想想{x}", "{t}{x}还没定下来",
+            "{t}应该再查查{x}", "{t}我还在等{x}", "{t}要决定{x}的事", "{t}让我想想{x}",
+            "{t}{x}还没定下来",
         ),
     },
 }  # fmt: skip

@@ -72,31 +72,34 @@ def set_prior() -> Floats:
 
 
 def face_sample(source: Source, index: int) -> dict[str, Any]:
-    """One crop `images` uint8 [64,64,3] and its FACE8 number `labels`."""
+    """One crop `images` uint8 [64,64,3], its FACE8 number `labels` and what it shows, `units`."""
     rng = source.stream(index)
     label, units = draw_face8(rng)
     units = units * float(rng.choice((1.0, rng.uniform(0.55, 1.0))))  # not always at the apex
     units = _speaking(units, rng)
     closed = float(rng.random() < 0.05) * rng.uniform(0.3, 1)
     picture = render(source.person(rng), units, closed, crop_view(rng, FACE_SIDE), FACE_SIDE)
-    return {"images": _sensor(picture, rng), "labels": label}
+    return {"images": _sensor(picture, rng), "labels": label, "units": units.astype(np.float32)}
 
 
 def sequence_sample(source: Source, index: int) -> dict[str, Any]:
-    """Four crops in time order `images` uint8 [4,64,64,3] and their MER6 number `labels`."""
+    """Four crops in time order `images` uint8 [4,64,64,3], their MER6 number `labels` and what
+    each shows, `units` float32 [4,10]."""
     rng = source.stream(index)
     drawn = draw(rng, set_prior(), SET_STRENGTHS)
     who, how = source.person(rng), perform(rng, source.config.brief_share)
     seconds = rng.uniform(2.0, MAX_SECONDS)
     view = crop_view(rng, FACE_SIDE)
-    crops = []
+    crops, shown = [], []
     for tile in range(TILES):
         time = (tile + 0.5) / TILES + rng.uniform(-0.04, 0.04)
         units = _speaking(frame_units(how, drawn.face, time, 0.0), rng)
         seen = sway(how, view, time, seconds)
+        shown.append(units.astype(np.float32))
         crops.append(render(who, units, blink(how, time, seconds), seen, FACE_SIDE))
     strip = _sensor(np.concatenate(crops), rng)
-    return {"images": strip.reshape(TILES, FACE_SIDE, FACE_SIDE, 3), "labels": drawn.label}
+    images = strip.reshape(TILES, FACE_SIDE, FACE_SIDE, 3)
+    return {"images": images, "labels": drawn.label, "units": np.stack(shown)}
 
 
 def utterance_sample(source: Source, index: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import resample_poly
 
+from merkit.errors import MerkitError, MissingExtraError
 from merkit_training.synth.model import PROSODY, Floats
 
 Wave = NDArray[np.float32]
@@ -28,6 +29,8 @@ MIN_SECONDS, MAX_SECONDS = 2.0, 3.4
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4")
 LANGUAGES = {"zh": "cmn", "en": "en"}
 WORDS_PER_MINUTE = 175
+
+REINSTALL = "reinstall the package espeakng-loader"
 
 SYNCHRONOUS, CHARS_UTF8 = 2, 1
 PARAM_RATE, PARAM_VOLUME, PARAM_PITCH, PARAM_RANGE = 1, 2, 3, 4
@@ -47,7 +50,9 @@ def voice(number: int, seed: int) -> Voice:
     """The speaker with a number; the same for the same seed."""
     rng = np.random.default_rng([seed, 0x70, number])
     variant = VARIANTS[rng.integers(len(VARIANTS))]
-    return Voice(number, variant, rng.normal(0, 4), float(np.clip(rng.normal(1, 0.035), 0.92, 1.08)))
+    return Voice(
+        number, variant, rng.normal(0, 4), float(np.clip(rng.normal(1, 0.035), 0.92, 1.08))
+    )
 
 
 def speak(text: str, language: str, who: Voice, tone: Floats, rng: np.random.Generator) -> Wave:
@@ -150,13 +155,16 @@ class _Espeak:
     """The shared library with its callback, which collects samples."""
 
     def __init__(self) -> None:
-        import espeakng_loader
+        try:
+            import espeakng_loader
+        except ImportError:
+            raise MissingExtraError.of("espeakng-loader", "train") from None
 
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path().encode()
         found = self.library.espeak_Initialize(SYNCHRONOUS, 0, data, 0)
         if found != ESPEAK_RATE:
-            raise RuntimeError(f"espeak-ng started at {found} Hz instead of {ESPEAK_RATE}")
+            raise MerkitError(f"espeak-ng started at {found} Hz", f"{ESPEAK_RATE} Hz", REINSTALL)
         self.parts: list[NDArray[np.int16]] = []
         kind = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
@@ -176,13 +184,11 @@ def _engine() -> _Espeak:
     return _Espeak()
 
 
-def _espeak(
-    text: str, language: str, who: Voice, rate: float, pitch: float, spread: float
-) -> Wave:
+def _espeak(text: str, language: str, who: Voice, rate: float, pitch: float, spread: float) -> Wave:
     engine = _engine()
     name = f"{LANGUAGES[language]}+{who.variant}".encode()
     if engine.library.espeak_SetVoiceByName(name) != 0:
-        raise RuntimeError(f"espeak-ng has no voice {name.decode()}")
+        raise MerkitError(f"espeak-ng has no voice {name.decode()}", "its data", REINSTALL)
     settings = {
         PARAM_RATE: rate,
         PARAM_VOLUME: 90,
@@ -196,5 +202,5 @@ def _espeak(
     encoded = text.encode()
     engine.library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, CHARS_UTF8, None, None)
     if not engine.parts:
-        raise RuntimeError(f"espeak-ng said nothing for {text!r}")
-    return np.concatenate(engine.parts).astype(np.float32) / 32768
+        raise MerkitError(f"espeak-ng said nothing for {text!r}", "words to speak")
+    return np.asarray(np.concatenate(engine.parts) / np.float32(32768), np.float32)
