@@ -20,18 +20,23 @@ from merkit_training.runs import write_json
 SIDE, TILES, SECONDS, PROSODY = 64, 4, 1.0, 8
 
 
-def write_tiny_corpus(root: Path, train: int = 96, val: int = 24, seed: int = 0) -> Path:
-    """Writes the single-modality sets below `root`, each with `train` + `val` samples."""
+def write_tiny_corpus(
+    root: Path, train: int = 96, val: int = 24, seed: int = 0, units: bool = True
+) -> Path:
+    """Writes the single-modality sets below `root`, each with `train` + `val` samples; the faces'
+    action units (here their colour) on request."""
     rng = np.random.default_rng(seed)
     split = np.repeat(np.array([0, 1], np.int8), (train, val))
     count = len(split)
     faces = rng.integers(0, len(FACE8), count)
     arrays = {"images": _coloured(rng, faces, ()), "labels": faces, "split": split}
-    _save(root / "faces", arrays)
+    known = {"units": _bits(faces).astype(np.float32)} if units else {}
+    _save(root / "faces", arrays | known)
     labels = rng.integers(0, len(MER6), count)
     order = np.array([FACE8.index(name) for name in MER6])
     images = _coloured(rng, order[labels], (TILES,))
-    _save(root / "sequences", {"images": images, "labels": labels, "split": split})
+    known = {k: np.repeat(_bits(order[labels])[:, None], TILES, 1) for k in known}
+    _save(root / "sequences", {"images": images, "labels": labels, "split": split} | known)
     _save(root / "utterances", {**_sounds(rng, labels), "labels": labels, "split": split})
     rows = [_row(i, int(label), i < train) for i, label in enumerate(labels)]
     for name in ("utterances", "sentences"):
@@ -44,10 +49,14 @@ def _coloured(
     rng: np.random.Generator, labels: NDArray[np.int64], frames: tuple[int, ...]
 ) -> NDArray[np.uint8]:
     """Noise around a colour of the label's own: red, green and blue are its three bits."""
-    colours = 60 + 130 * ((labels[:, None] >> np.arange(3)) & 1)
+    colours = 60 + 130 * _bits(labels)
     noise = rng.integers(-40, 41, (len(labels), *frames, SIDE, SIDE, 3))
     shape = (len(labels), *(1 for _ in frames), 1, 1, 3)
     return (colours.reshape(shape) + noise).astype(np.uint8)
+
+
+def _bits(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    return (labels[:, None] >> np.arange(3)) & 1
 
 
 def _sounds(rng: np.random.Generator, labels: NDArray[np.int64]) -> Mapping[str, NDArray[Any]]:

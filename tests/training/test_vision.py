@@ -17,8 +17,10 @@ from merkit.contract import Preprocessing
 from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputError
 from merkit_training.encoders import vision
 from merkit_training.encoders.augment import augment
+from merkit_training.encoders.faces import FaceSets, repeated
 from merkit_training.encoders.vision import FaceEncoder, tile_positions, tiled
 from merkit_training.encoders.vision_config import FaceEncoderConfig
+from merkit_training.labels import FACE8, MER6
 from merkit_training.preprocess import FaceGrid
 from merkit_training.recipe import Recipe, recipe_from
 from merkit_training.runs import write_json
@@ -51,6 +53,22 @@ def test_it_learns_saves_and_loads(corpus: Path, tmp_path: Path, config: FaceEnc
     encoder = load_step(tmp_path, "face_encoder")
     assert encoder(torch.zeros(2, 3, 128, 128)).shape == (2, config.hidden)
     assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_labels_alone_teach_where_no_units_are_known(tmp_path: Path) -> None:
+    corpus = write_tiny_corpus(tmp_path / "corpus", train=160, units=False)
+    scores = vision.train_face_encoder(_recipe(), corpus, tmp_path)
+    assert scores["grid_accuracy"] > 0.6
+
+
+def test_repeated_faces_keep_their_class_under_its_mer6_number(corpus: Path) -> None:
+    singles = FaceSets.read(corpus).singles["train"]
+    grids = repeated(singles, 30, 4, seed=0)
+    assert grids.images.shape == (30, 4, 64, 64, 3)
+    first = {image.tobytes(): i for i, image in enumerate(singles.images)}
+    for tiles, label in zip(grids.images, grids.labels, strict=True):
+        assert len({tile.tobytes() for tile in tiles}) == 1
+        assert FACE8[singles.labels[first[tiles[0].tobytes()]]] == MER6[label]
 
 
 def test_the_same_seed_gives_the_same_weights(corpus: Path, tmp_path: Path) -> None:

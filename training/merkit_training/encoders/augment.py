@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHIFT, SCALE, TURN = 0.06, 0.10, math.radians(8)  # half ranges of a detector's jitter
-LIGHT, CONTRAST = 0.15, 0.25
-BLUR_CHANCE, NOISE = 0.35, 0.05
+SHIFT, SCALE, TURN = 0.03, 0.05, math.radians(5)  # half ranges of a detector's jitter
+LIGHT, CONTRAST = 0.10, 0.15
+BLUR_CHANCE, NOISE = 0.15, 0.03
 
 
 def augment(faces: Tensor) -> Tensor:

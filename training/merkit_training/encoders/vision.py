@@ -24,8 +24,8 @@ from transformers import InternVLVisionConfig, InternVLVisionModel, ViTConfig, V
 
 from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError
-from merkit_training.corpus import open_set
 from merkit_training.encoders.augment import augment
+from merkit_training.encoders.faces import FaceSets, Images, Labels, repeated
 from merkit_training.encoders.store import load_module, save_module
 from merkit_training.encoders.vision_config import FaceEncoderConfig
 from merkit_training.fit import FitConfig, clear_checkpoints, fit
@@ -38,8 +38,6 @@ from merkit_training.settings import Count
 MLP_RATIO = 4  # of both architectures
 LAYER_SCALE = 0.1  # InternViT-6B's initial value of ls1 and ls2
 EVALUATION_BATCH = 200
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
 
 
 class FaceEncoder(nn.Module):
@@ -71,18 +69,28 @@ class SavedFaceEncoder:
 
 
 class FaceClassifier(nn.Module):
-    """An encoder with a head, which only training uses."""
+    """An encoder with heads, which only training uses: for classes and for action units."""
 
-    def __init__(self, encoder: FaceEncoder, classes: int) -> None:
+    def __init__(self, encoder: FaceEncoder, classes: int, units: int) -> None:
         super().__init__()
         self.encoder = encoder
-        hidden = encoder.config.hidden
-        self.head = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, classes))
+        self.norm = nn.LayerNorm(encoder.config.hidden)
+        self.classes = nn.Linear(encoder.config.hidden, classes)
+        self.units = nn.Linear(encoder.config.hidden, units)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images as the encoder's -> logits [b, classes]."""
-        logits: Tensor = self.head(self.encoder(images))
-        return logits
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images as the encoder's -> logits [b, classes] and standardised units [b, units]."""
+        features = self.norm(self.encoder(images))
+        return self.classes(features), self.units(features)
+
+    def loss(self, images: Tensor, labels: Tensor, units: Tensor) -> Tensor:
+        """Cross-entropy, and the weighted squared error of the units where there are any."""
+        config = self.encoder.config
+        logits, read = self(images)
+        value = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        if units.shape[1]:
+            value = value + config.unit_weight * F.mse_loss(read, units)
+        return value
 
 
 def load(run: Path, step: str = "face_encoder") -> FaceEncoder:
@@ -111,11 +119,12 @@ def _train(
     torch.set_num_threads(config.threads)
     folder, seed, p = run / step, stage_seed(recipe, step), recipe.preprocessing
     torch.manual_seed(seed)
-    single = FaceClassifier(FaceEncoder(config, p.face_size), len(FACE8))
-    singles = _teach_singles(single, corpus, folder, seed, p)
+    faces = FaceSets.read(corpus)
+    single = FaceClassifier(FaceEncoder(config, p.face_size), len(FACE8), faces.units)
+    singles = _teach_singles(single, faces, folder, seed, p)
 
     grid = _grown(single, p.face_size * p.grid, p.grid)
-    grids = _teach_grids(grid, corpus, folder, seed + 1, p)
+    grids = _teach_grids(grid, faces, folder, seed + 1, p)
 
     scores = {f"single_{k}": v for k, v in singles.items()}
     scores |= {f"grid_{k}": v for k, v in grids.items()}
@@ -135,27 +144,29 @@ def _train(
 def _grown(single: FaceClassifier, side: int, grid: int) -> FaceClassifier:
     """The reader of grids that starts as the trained reader of single faces: tile by tile the
     same positions, and of the head the classes that MER6 keeps."""
-    grown = FaceClassifier(FaceEncoder(single.encoder.config, side), len(MER6))
-    grown.encoder.load_state_dict(tile_positions(single.encoder.state_dict(), grid))
+    units = single.units.out_features
+    grown = FaceClassifier(FaceEncoder(single.encoder.config, side), len(MER6), units)
     kept = [FACE8.index(name) for name in MER6]
-    head = single.head.state_dict()
-    head |= {name: head[name][kept] for name in ("1.weight", "1.bias")}
-    grown.head.load_state_dict(head)
+    state = single.state_dict()
+    state |= {name: state[name][kept] for name in ("classes.weight", "classes.bias")}
+    tiles = tile_positions(single.encoder.state_dict(), grid)
+    state |= {f"encoder.{name}": value for name, value in tiles.items()}
+    grown.load_state_dict(state)
     return grown
 
 
 def _teach_singles(
-    model: FaceClassifier, corpus: Path, folder: Path, seed: int, p: Preprocessing
+    model: FaceClassifier, faces: FaceSets, folder: Path, seed: int, p: Preprocessing
 ) -> dict[str, float]:
-    """Eight classes on single faces; returns accuracy and WAF on `val`."""
+    """Eight classes on single faces; returns WAF and accuracy on `val`."""
     config = model.encoder.config
-    train, val = _samples(corpus, "faces", "train"), _samples(corpus, "faces", "val")
+    train, val = faces.singles["train"], faces.singles["val"]
     schedule = _schedule(config, config.single_epochs, config.lr, seed)
 
     def loss(model: nn.Module, indices: NDArray[np.int64]) -> Tensor:
         images = augment(_to_float(train.images[indices], p)[:, None])[:, 0]
-        truth = torch.from_numpy(train.labels[indices])
-        return F.cross_entropy(model(images), truth, label_smoothing=config.label_smoothing)
+        assert isinstance(model, FaceClassifier)
+        return model.loss(images, *train.targets(indices))
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         predicted = _predict(model, val.images, lambda part: _to_float(part, p))
@@ -165,29 +176,25 @@ def _teach_singles(
 
 
 def _teach_grids(
-    model: FaceClassifier, corpus: Path, folder: Path, seed: int, p: Preprocessing
+    model: FaceClassifier, faces: FaceSets, folder: Path, seed: int, p: Preprocessing
 ) -> dict[str, float]:
-    """Six classes on sequences and some repeated single faces; accuracy and WAF on `val`."""
+    """Six classes on sequences and some repeated single faces; WAF and accuracy on `val`."""
     config = model.encoder.config
-    train, val = _samples(corpus, "sequences", "train"), _samples(corpus, "sequences", "val")
-    faces, labels = _singles_as_mer6(corpus, config.grid_singles, seed)
-    frames, sequences = train.images.shape[1], len(train.labels)
+    train, val = faces.sequences["train"], faces.sequences["val"]
+    tiles = train.images.shape[1]
+    train = train.joined(repeated(faces.singles["train"], config.grid_singles, tiles, seed))
     schedule = _schedule(config, config.grid_epochs, config.grid_lr, seed)
 
     def loss(model: nn.Module, indices: NDArray[np.int64]) -> Tensor:
-        many, one = indices[indices < sequences], indices[indices >= sequences] - sequences
-        repeated = np.repeat(faces[one][:, None], frames, axis=1)
-        clips = np.concatenate((train.images[many], repeated))
-        truth = torch.from_numpy(np.concatenate((train.labels[many], labels[one])))
-        images = tiled(augment(_to_float(clips, p)), p.grid)
-        return F.cross_entropy(model(images), truth, label_smoothing=config.label_smoothing)
+        images = tiled(augment(_to_float(train.images[indices], p)), p.grid)
+        assert isinstance(model, FaceClassifier)
+        return model.loss(images, *train.targets(indices))
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         predicted = _predict(model, val.images, lambda part: tiled(_to_float(part, p), p.grid))
         return _scores(val.labels, predicted, len(MER6))
 
-    samples = sequences + len(labels)
-    return fit(model, loss, samples, schedule, folder, name="grid", evaluate=evaluate)
+    return fit(model, loss, len(train.labels), schedule, folder, name="grid", evaluate=evaluate)
 
 
 def tile_positions(state: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
@@ -260,30 +267,6 @@ def _schedule(config: FaceEncoderConfig, epochs: int, lr: float, seed: int) -> F
     )
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The images of one split, in memory, with their labels."""
-
-    images: Images  # uint8 [n, side, side, 3], or [n, frames, side, side, 3]
-    labels: Labels
-
-
-def _samples(corpus: Path, name: str, split: str) -> Samples:
-    found = open_set(corpus, name)
-    rows = found.indices(split)
-    return Samples(found["images"][rows], found["labels"][rows])
-
-
-def _singles_as_mer6(corpus: Path, count: int, seed: int) -> tuple[Images, Labels]:
-    """`count` faces of the classes that MER6 knows, with labels in its order."""
-    faces = _samples(corpus, "faces", "train")
-    to_mer6 = np.array([MER6.index(name) if name in MER6 else -1 for name in FACE8])
-    labels = to_mer6[faces.labels]
-    known = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))[:count]
-    known.sort()
-    return faces.images[known], labels[known].astype(np.int64)
-
-
 def _to_float(images: Images, p: Preprocessing) -> Tensor:
     """uint8 [..., side, side, 3] -> normalised float32 [..., 3, side, side]."""
     mean, std = 255 * torch.tensor(p.face_mean), 255 * torch.tensor(p.face_std)
@@ -292,7 +275,7 @@ def _to_float(images: Images, p: Preprocessing) -> Tensor:
 
 def _predict(model: nn.Module, images: Images, to_input: Callable[[Images], Tensor]) -> Labels:
     parts = range(0, len(images), EVALUATION_BATCH)
-    logits = [model(to_input(images[i : i + EVALUATION_BATCH])) for i in parts]
+    logits = [model(to_input(images[i : i + EVALUATION_BATCH]))[0] for i in parts]
     return torch.cat(logits).argmax(dim=1).numpy()
 
 

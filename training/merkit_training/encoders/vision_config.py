@@ -24,6 +24,7 @@ class FaceEncoderConfig:
     lr: Amount = 1e-3  # peak rate on single faces
     grid_lr: Amount = 4e-4  # peak rate on grids
     weight_decay: Amount = 0.05
+    unit_weight: Amount = 0.5  # of the action units beside the classes
     label_smoothing: Share = 0.05
     bf16: bool = False  # train under bfloat16 autocast
     threads: Count = 2  # of torch, while this stage trains
