@@ -18,7 +18,7 @@ class TextConfig:
     intermediate: Count = 384  # width inside the gated MLP
     pretrain_epochs: Count = 1  # of next-token prediction over the sentences
     epochs: Count = 2  # of emotion classification over the sentences
-    batch_size: Count = 64
+    batch_size: Count = 128
     lr: Amount = 2e-3  # peak rate while pre-training
     finetune_lr: Amount = 1e-3  # peak rate on emotion
     language_share: Share = 0.1  # weight of next-token prediction beside emotion

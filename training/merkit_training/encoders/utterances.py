@@ -30,7 +30,8 @@ TALKERS = (3, 7)  # voices in a babble: at least, and fewer than
 class Utterances:
     """One split, without silent utterances (the seed filters them, 2.3)."""
 
-    waveforms: NDArray[np.int16]  # [n, samples], zero padded
+    waveforms: NDArray[np.int16]  # [all, samples], zero padded; a memory map
+    rows: NDArray[np.int64]  # [n]: where in `waveforms` each utterance of the split stands
     lengths: NDArray[np.int64]  # [n]
     labels: Tensor  # int64 [n], of MER6
     tones: Tensor  # int64 [n]: the class that the tone shows
@@ -50,7 +51,8 @@ class Utterances:
             return torch.tensor([MER6.index(alias(table[i][column])) for i in chosen])
 
         return Utterances(
-            found["waveforms"][chosen],
+            found["waveforms"],
+            chosen,
             np.asarray(found["lengths"])[chosen],
             torch.from_numpy(np.asarray(found["labels"])[chosen]),
             classes("tone_class"),
@@ -64,7 +66,7 @@ class Utterances:
 
     def wave(self, index: int) -> Wave:
         """float32 [samples] in -1..1, padding removed."""
-        samples = self.waveforms[index, : self.lengths[index]]
+        samples = self.waveforms[self.rows[index], : self.lengths[index]]
         return np.asarray(samples.astype(np.float32) / np.float32(32768))
 
     def crop(self, index: int, size: int, rng: np.random.Generator) -> Wave:
