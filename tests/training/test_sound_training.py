@@ -44,7 +44,8 @@ STAGES = {"text_encoder": text, "audio_encoder": audio, "joint_encoder": joint}
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_corpus(tmp_path_factory.mktemp("sounds"), train=128, val=32)
+    folder: Path = write_tiny_corpus(tmp_path_factory.mktemp("sounds"), train=128, val=32)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,11 @@ from merkit.errors import BundleCorruptError, BundleNotFoundError
 from merkit_training.encoders import tokenizer
 from merkit_training.labels import MER6
 
-TEXTS = ("I am so happy about the exam.", "考试没考好，我很难过。", "What is that supposed to mean?") * 5
+TEXTS = (
+    "I am so happy about the exam.",
+    "考试没考好，我很难过。",
+    "What is that supposed to mean?",
+) * 5
 PROMPT = "What emotion does the speaker feel?"
 BUILT = tokenizer.build((*TEXTS, *[PROMPT] * 20), 420)
 

@@ -183,6 +183,17 @@ class Frames:
         size = max(1, int(counts.max()))
         return self.values[copies, indices, :size].float(), length_mask(counts, size)
 
+    def stretches(
+        self, indices: NDArray[np.int64], copies: NDArray[np.int64], size: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same of a random stretch of `size` frames from each (all of a shorter one)."""
+        values, mask = self.batch(indices, copies)
+        spare = (self.counts[indices] - size).clamp(min=0)
+        at = (torch.rand(spare.shape) * (spare + 1)).long() + torch.arange(size)
+        at = at.clamp(max=values.shape[1] - 1)
+        values = values.gather(1, at[:, :, None].expand(-1, -1, values.shape[2]))
+        return values, mask.gather(1, at) & length_mask(self.counts[indices], size)
+
 
 def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     """Convolutions towards the log-mel spectrum, then the transformer on their cached frames:
@@ -215,7 +226,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
 
     def loss(_: nn.Module, indices: NDArray[np.int64]) -> Tensor:
         copies = step_rng().integers(1 + config.noisy_copies, size=len(indices))
-        values, mask = frames.batch(indices, copies)
+        values, mask = frames.stretches(indices, copies, config.crop_frames)
         features = pooled(encoder.states(_hide(values), mask), mask)
         return learner.heads.loss(
             features,

@@ -46,10 +46,11 @@ class AudioConfig:
     intermediate: Count = 512
     position_kernel: Count = 32  # frames that the convolutional position embedding spans
     position_groups: Count = 8
-    front_epochs: Count = 2  # over random seconds of the utterances, towards the log-mel spectrum
+    front_epochs: Count = 1  # over random seconds of the utterances, towards the log-mel spectrum
     front_lr: Amount = 2e-3
-    epochs: Count = 6  # over the cached frames
-    lr: Amount = 1e-3
+    epochs: Count = 8  # over the cached frames, of which each sample shows a random stretch
+    lr: Amount = 1.5e-3
+    crop_frames: Count = 100  # frames (of 20 ms) in such a stretch
     batch_size: Count = 32
     noisy_copies: Natural = 1  # cached copies with babble beside each clean utterance
     prosody_weight: Amount = 0.5  # of the generator's prosody parameters beside emotion
