@@ -76,9 +76,13 @@ def _model() -> dict[str, Any]:
 
 
 def _ceilings(config: SynthConfig) -> dict[str, dict[str, float]]:
-    """Ceilings of the sets and of each split; splits with one prior share one simulation."""
+    """Ceilings of the six-class sets and of each split; equal priors share a simulation."""
     draws, share, seed = config.ceiling_draws, config.composite_share, config.seed
-    found = {"sets": ceilings(draws, set_prior(), SET_STRENGTHS, share, seed)}
+    sets = {"utterances": share, "sequences": 0.0, "sentences": 0.0}
+    found = {
+        kind: ceilings(draws, set_prior(), SET_STRENGTHS, composite, seed)
+        for kind, composite in sets.items()
+    }
     simulated: dict[bytes, dict[str, float]] = {}
     for split in CLIP_SPLITS:
         chances = clip_prior(split)

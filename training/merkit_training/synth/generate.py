@@ -95,8 +95,8 @@ def generate(out: Path, config: SynthConfig, kinds: Sequence[str] = KINDS) -> No
         _merge_clips(out, parts) if kind == "clips" else _merge_set(out, kind, parts)
         shutil.rmtree(_scratch(out) / kind)
     if all(_complete(out, kind) for kind in KINDS) and not (out / "card.json").exists():
+        shutil.rmtree(_scratch(out), ignore_errors=True)
         write_card(out, config)
-        _scratch(out).rmdir()
 
 
 def _scratch(out: Path) -> Path:
