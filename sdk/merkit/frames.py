@@ -84,6 +84,9 @@ def _at(
     """Times and pictures, one for each part of `span` that shows something new."""
     part = (span[1] - span[0]) / p.frames_per_clip
     times = [span[0] + (index + 0.5) * part for index in range(p.frames_per_clip)]
+    from av.video.reformatter import VideoReformatter
+
+    scaler = VideoReformatter()
     chosen: list[tuple[float, NDArray[np.uint8]]] = []
     size: tuple[int, int] | None = None
     for time in times:
@@ -95,7 +98,7 @@ def _at(
             walker.size, walker.rotation = displayed(frame, walker.pixel_aspect)
             scale = min(1.0, p.max_frame_side / max(walker.size))
             size = max(1, round(walker.size[0] * scale)), max(1, round(walker.size[1] * scale))
-        image = to_rgb(frame, size)
+        image = to_rgb(scaler, frame, size)
         chosen.append((walker.time, image))
     return chosen
 
@@ -196,17 +199,20 @@ def displayed(frame: Any, pixel_aspect: float) -> tuple[tuple[int, int], int]:
     return ((height, width) if abs(a) < abs(b) else (width, height)), int(rotation)
 
 
-def to_rgb(frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
+def to_rgb(scaler: Any, frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
     """A decoded frame as it is meant to be seen: upright, 8-bit RGB, `size` = (width, height).
 
-    `frame` is an av.VideoFrame of any pixel format; transparent pixels become white.
+    `frame` is an av.VideoFrame of any pixel format; transparent pixels become white. `scaler` is
+    an av VideoReformatter: with one of its own, each frame would start threads that stay.
     """
     matrix = display_matrix(frame)
     width, height = size[::-1] if abs(matrix[0]) < abs(matrix[1]) else size
     has_alpha = any(component.is_alpha for component in frame.format.components)
     see_through = has_alpha or frame.format.name == "pal8"
     layout = "rgba" if see_through else "rgb24"
-    image = frame.reformat(width, height, layout, interpolation="AREA").to_ndarray()
+    image = scaler.reformat(
+        frame, width, height, layout, interpolation="AREA", threads=1
+    ).to_ndarray()
     if see_through:
         alpha = image[:, :, 3:].astype(np.uint16)
         image = ((image[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -46,6 +46,9 @@ class Reader:
 
         self.container = self._opener()
         self.stream = self.container.streams[self._index]
+        self.stream.codec_context.thread_count = (
+            1  # av frees a codec's threads only some time later
+        )
         for other in self.container.streams:
             if other.index != self._index:
                 other.discard = av.stream.Discard.all
