@@ -165,6 +165,7 @@ class _Espeak:
         found = self.library.espeak_Initialize(SYNCHRONOUS, 0, data, 0)
         if found != ESPEAK_RATE:
             raise MerkitError(f"espeak-ng started at {found} Hz", f"{ESPEAK_RATE} Hz", REINSTALL)
+        self.library.espeak_ng_SetRandSeed(1)  # else it is seeded from the clock
         self.parts: list[NDArray[np.int16]] = []
         kind = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
