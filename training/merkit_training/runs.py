@@ -136,6 +136,7 @@ class RunCard:
 
     def record(self, stage: str, scores: Mapping[str, float], seconds: float) -> None:
         """Notes a finished stage; writes its card too, if the stage left that to us."""
+        self.content = self._read()  # another stage may have finished meanwhile
         self.content |= {
             "name": self.recipe.run.name,
             "seed": self.recipe.run.seed,
@@ -151,6 +152,9 @@ class RunCard:
         if not self.done(stage):
             write_json(self.run / stage / CARD, {"scores": dict(scores)})
         write_json(self.path, self.content)
+
+    def _read(self) -> dict[str, Any]:
+        return read_json(self.path) if self.path.exists() else {"stages": {}}
 
     def _of(self, stage: str) -> Any:
         return self.recipe.to_json().get(stage)

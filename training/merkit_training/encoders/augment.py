@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHIFT, SCALE, TURN = 0.03, 0.05, math.radians(5)  # half ranges of a detector's jitter
-LIGHT, CONTRAST = 0.10, 0.15
-BLUR_CHANCE, NOISE = 0.15, 0.03
+SHIFT, SCALE, TURN = 0.02, 0.03, math.radians(3)  # half ranges of a detector's jitter
+LIGHT, CONTRAST = 0.05, 0.10
+BLUR_CHANCE, NOISE = 0.10, 0.02
 
 
 def augment(faces: Tensor) -> Tensor:

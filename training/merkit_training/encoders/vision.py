@@ -37,6 +37,9 @@ from merkit_training.settings import Count
 
 MLP_RATIO = 4  # of both architectures
 LAYER_SCALE = 0.1  # InternViT-6B's initial value of ls1 and ls2
+WHITENING_FACES = 3_000  # faces whose patches the first projection is fitted to
+WHITENING_FLOOR = 3e-3  # added to variances, so that mere noise is not blown up
+WAVE_BASE, WAVE_HEIGHT = 100.0, 0.5  # of the initial position table
 EVALUATION_BATCH = 200
 
 
@@ -121,6 +124,7 @@ def _train(
     torch.manual_seed(seed)
     faces = FaceSets.read(corpus)
     single = FaceClassifier(FaceEncoder(config, p.face_size), len(FACE8), faces.units)
+    start_patches(single.encoder, _to_float(faces.singles["train"].images[:WHITENING_FACES], p))
     singles = _teach_singles(single, faces, folder, seed, p)
 
     grid = _grown(single, p.face_size * p.grid, p.grid)
@@ -195,6 +199,42 @@ def _teach_grids(
         return _scores(val.labels, predicted, len(MER6))
 
     return fit(model, loss, len(train.labels), schedule, folder, name="grid", evaluate=evaluate)
+
+
+@torch.no_grad()
+def start_patches(encoder: FaceEncoder, images: Tensor) -> None:
+    """Starts the patch projection as the whitened principal components of real patches, and the
+    position table as sines and cosines.
+
+    Skin and light hold nearly all of a patch's variance and nothing of its expression; from a
+    random start most of a short training is spent on finding the rest.
+
+    Args:
+        encoder: changed in place.
+        images: float32 [n, 3, side, side], normalised.
+    """
+    projection = encoder.backbone.get_parameter("embeddings.patch_embeddings.projection.weight")
+    offset = encoder.backbone.get_parameter("embeddings.patch_embeddings.projection.bias")
+    positions = encoder.backbone.get_parameter("embeddings.position_embeddings")
+    patch = encoder.config.patch
+    patches = F.unfold(images, patch, stride=patch).transpose(1, 2).flatten(0, 1)
+    mean, (values, vectors) = patches.mean(0), torch.linalg.eigh(patches.T.cov())
+    kept = min(len(values), encoder.config.hidden)
+    values, vectors = values[-kept:], vectors[:, -kept:]
+    whitening = (vectors / (values + WHITENING_FLOOR).sqrt()).T  # [kept, 3 * patch * patch]
+    projection[:kept] = whitening.view(kept, *projection.shape[1:])
+    offset[:kept] = -whitening @ mean
+    positions[0, 1:] = _waves(encoder.side // patch, encoder.config.hidden)
+
+
+def _waves(n: int, hidden: int) -> Tensor:
+    """Sines and cosines of both coordinates, [n * n, hidden], as in MAE."""
+    quarter = hidden // 4
+    rates = WAVE_BASE ** -(torch.arange(quarter) / quarter)
+    y, x = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
+    angles = [at.reshape(-1, 1) * rates for at in (y, x)]
+    table = torch.cat([wave for a in angles for wave in (a.sin(), a.cos())], dim=1)
+    return WAVE_HEIGHT * F.pad(table, (0, hidden - 4 * quarter))
 
 
 def tile_positions(state: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
