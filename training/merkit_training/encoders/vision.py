@@ -119,7 +119,7 @@ def train_face_encoder_large(recipe: Recipe, corpus: Path, run: Path) -> dict[st
 def _train(
     step: str, config: FaceEncoderConfig, recipe: Recipe, corpus: Path, run: Path
 ) -> dict[str, float]:
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(min(config.threads, torch.get_num_threads()))  # OMP_NUM_THREADS caps it
     folder, seed, p = run / step, stage_seed(recipe, step), recipe.preprocessing
     torch.manual_seed(seed)
     faces = FaceSets.read(corpus)
