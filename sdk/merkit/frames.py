@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing
+from merkit.picture import View
 from merkit.streams import Damage, Reader, extent, read_frames, seconds
 
 SHORTFALL = 0.9
@@ -28,9 +29,6 @@ APPROACH = 4
 """Frames before the wanted one from which on every frame is decoded."""
 UNINDEXED_STEP = 1.0
 """Seconds ahead from which a seek is tried in a format that lists no keyframes."""
-
-QUARTER_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
-"""Display matrices of turns by 0, 90, 180 and 270 degrees counterclockwise."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,11 @@ def sample_frames(
         span = extent(reader, Damage())
         walker = _Walker(reader, damage)
         chosen = _at(walker, span, p)
-    if not chosen:
+    if walker.view is None:
         return Sampled(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.float32))
     times = np.array([time for time, _ in chosen], np.float32)
     images = np.stack([image for _, image in chosen])
-    return Sampled(images, times, walker.size, walker.rotation)
+    return Sampled(images, times, walker.view.size, walker.view.rotation)
 
 
 def _at(
@@ -84,22 +82,14 @@ def _at(
     """Times and pictures, one for each part of `span` that shows something new."""
     part = (span[1] - span[0]) / p.frames_per_clip
     times = [span[0] + (index + 0.5) * part for index in range(p.frames_per_clip)]
-    from av.video.reformatter import VideoReformatter
-
-    scaler = VideoReformatter()
     chosen: list[tuple[float, NDArray[np.uint8]]] = []
-    size: tuple[int, int] | None = None
     for time in times:
         frame = walker.shown_at(time, NEAR_ENOUGH * part)
         if frame is None or (chosen and walker.time <= chosen[-1][0]):
             continue
         walker.damage.cut |= bool(frame.is_corrupt)
-        if size is None:
-            walker.size, walker.rotation = displayed(frame, walker.pixel_aspect)
-            scale = min(1.0, p.max_frame_side / max(walker.size))
-            size = max(1, round(walker.size[0] * scale)), max(1, round(walker.size[1] * scale))
-        image = to_rgb(scaler, frame, size)
-        chosen.append((walker.time, image))
+        walker.view = walker.view or View(frame, walker.pixel_aspect, p.max_frame_side)
+        chosen.append((walker.time, walker.view.picture(frame)))
     return chosen
 
 
@@ -115,7 +105,7 @@ class _Walker:
 
     def __init__(self, reader: Reader, damage: Damage) -> None:
         self.reader, self.damage = reader, damage
-        self.size, self.rotation = (0, 0), 0
+        self.view: View | None = None
         self.pixel_aspect = float(reader.stream.sample_aspect_ratio or 1) or 1.0
         self.gap = 1.0 / float(reader.stream.guessed_rate or 25)
         self.end = float("-inf")
@@ -188,54 +178,3 @@ class _Walker:
         self.next_time = after if stamp is None else stamp
         length = seconds(self.upcoming.duration, self.upcoming.time_base)
         self.end = max(self.end, self.next_time + (length or self.gap))
-
-
-def displayed(frame: Any, pixel_aspect: float) -> tuple[tuple[int, int], int]:
-    """Width and height at which a frame is meant to be seen, and its turn in degrees clockwise."""
-    a, b, _, _ = display_matrix(frame)
-    width = max(1, round(frame.width * max(pixel_aspect, 1.0)))
-    height = max(1, round(frame.height / min(pixel_aspect, 1.0)))
-    rotation = round(np.degrees(np.arctan2(b, a)) / 90) * 90 % 360
-    return ((height, width) if abs(a) < abs(b) else (width, height)), int(rotation)
-
-
-def to_rgb(scaler: Any, frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A decoded frame as it is meant to be seen: upright, 8-bit RGB, `size` = (width, height).
-
-    `frame` is an av.VideoFrame of any pixel format; transparent pixels become white. `scaler` is
-    an av VideoReformatter: with one of its own, each frame would start threads that stay.
-    """
-    matrix = display_matrix(frame)
-    width, height = size[::-1] if abs(matrix[0]) < abs(matrix[1]) else size
-    has_alpha = any(component.is_alpha for component in frame.format.components)
-    see_through = has_alpha or frame.format.name == "pal8"
-    layout = "rgba" if see_through else "rgb24"
-    image = scaler.reformat(
-        frame, width, height, layout, interpolation="AREA", threads=1
-    ).to_ndarray()
-    if see_through:
-        alpha = image[:, :, 3:].astype(np.uint16)
-        image = ((image[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(orient(image, matrix))
-
-
-def display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """The linear part a, b, c, d of the frame's display matrix: x' = ax + cy, y' = bx + dy."""
-    try:
-        data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # av raises at side data it has no name for (Exif); mirroring is lost then
-        return QUARTER_TURNS[round(frame.rotation / 90) % 4]
-    if data is None:
-        return 1, 0, 0, 1
-    values = np.frombuffer(bytes(data), np.int32)
-    return int(values[0]), int(values[1]), int(values[3]), int(values[4])
-
-
-def orient(image: NDArray[Any], matrix: tuple[int, int, int, int]) -> NDArray[Any]:
-    """Applies the nearest of the eight quarter turns and mirrorings to an image [h,w,...]."""
-    a, b, c, d = matrix
-    if abs(a) < abs(b):
-        image, a, d = image.swapaxes(0, 1), c, b
-    if a < 0:
-        image = image[:, ::-1]
-    return image[::-1] if d < 0 else image

@@ -23,8 +23,8 @@ from odd_media import (
 )
 
 from merkit.contract import Preprocessing
-from merkit.frames import orient
 from merkit.media import MediaInfo, decode_clip
+from merkit.picture import orient
 
 P = Preprocessing()
 COUNTING = [gray(10 * k) for k in range(24)]  # 2.4 s at 10 frames a second
