@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Callable
 from fractions import Fraction
@@ -213,6 +214,28 @@ def test_a_cover_picture_is_no_video() -> None:
     assert decoded.info.video is None
     assert len(decoded.frames) == 0
     assert "cover" in decoded.info.warnings[0]
+
+
+def test_nothing_stays_behind_until_garbage_is_collected() -> None:
+    clip = movie([quadrants()] * 20, sound=tone(2.0), rotation=90)
+    decode_clip(clip, P)
+    gc.collect()
+    gc.disable()
+    try:
+        threads = threads_running()
+        for _ in range(5):
+            decode_clip(clip, P)
+        assert threads_running() <= threads
+        large = [o for o in gc.get_objects() if isinstance(o, av.VideoFrame) and o.width > 2]
+        assert large == []
+    finally:
+        gc.enable()
+
+
+def threads_running() -> int:
+    """Of the whole process, those that libraries start included; 0 where the system hides it."""
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.is_dir() else 0
 
 
 def test_info_survives_json() -> None:
