@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +25,8 @@ from merkit_export.origin import Origin, provenance, read_origin
 from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
 from merkit_export.walk import torch_steps, walk
 
-SIZE_LIMIT = 10_000_000
-"""Bytes of content that a bundle checked into git may have; a larger one is built with a note."""
+GIT_LIMIT = 10_000_000
+"""Compressed bytes that a checked-in bundle may add to git; a larger one is built with a note."""
 PRECISION = "fp32, weights stored as fp16 where that is exact"
 SYNTHETIC_NOTICE = (
     "Trained on synthetic data only. It proves that the machinery works; its answers say nothing "
@@ -59,9 +60,7 @@ def build(run: Path, out: Path, *, name: str | None = None, say: Report = print)
         details["validation"] |= {"parity": parity_summary(steps, outcome)}
         bundle = write_manifest(folder, origin.contract, digests, details)
         render(bundle, folder)
-        size = sum(entry["size"] for entry in bundle.manifest["content"].values())
-        note = "" if size <= SIZE_LIMIT else f", over the {SIZE_LIMIT / 1e6:.0f} MB meant for git"
-        say(f"{len(bundle.manifest['content'])} files, {size / 1e6:.2f} MB{note}")
+        say(_size(folder, bundle))
         _publish(folder, out)
     say(f"{out}: bundle {bundle.bundle_id}, contract {bundle.contract.contract_id}")
     return Bundle(out, bundle.contract, bundle.manifest)
@@ -79,6 +78,14 @@ def _details(origin: Origin, name: str | None) -> dict[str, Any]:
         "provenance": facts,
         "validation": {"scores": facts["stages"].get("fusion", {}).get("scores", {})},
     }
+
+
+def _size(folder: Path, bundle: Bundle) -> str:
+    files = [(folder / name).read_bytes() for name in bundle.manifest["content"]]
+    stored = sum(len(zlib.compress(content)) for content in files)
+    note = "" if stored <= GIT_LIMIT else f", over the {GIT_LIMIT / 1e6:.0f} MB meant for git"
+    plain = sum(map(len, files))
+    return f"{len(files)} files, {plain / 1e6:.2f} MB; {stored / 1e6:.2f} MB as git stores it{note}"
 
 
 def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str, str]:

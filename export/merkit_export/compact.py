@@ -1,8 +1,9 @@
-"""Half the bytes without changing a value: weights that float16 holds exactly are stored so.
+"""Fewer bytes without changing a value: what a graph can restate exactly, it need not store.
 
 Training rounds weight matrices to half precision when it saves them (`merkit_training.runs`);
-left as float32 in the graph, they would double a bundle for nothing. A Cast in front restores
-float32, ONNX Runtime folds it away when it loads, and the arithmetic stays float32.
+left as float32 in the graph, they would double a bundle for nothing. torch also folds long index
+ranges into constants. A Cast or a Range in their place restores them exactly, ONNX Runtime folds
+it away when it loads, and the arithmetic stays float32.
 """
 
 from __future__ import annotations
@@ -11,25 +12,48 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-SMALLEST = 1024  # elements; below that a Cast node costs as much as it saves
+SMALLEST = 1024  # elements; below that a node costs as much as it saves
 
 
-def store_exact_halves(model: onnx.ModelProto) -> int:
-    """Rewrites the graph in place; the number of bytes saved."""
-    casts, saved = [], 0
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALLEST:
-            continue
-        values = numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):
-            halves = values.astype(np.float16)
-        if not np.array_equal(halves.astype(np.float32), values):
-            continue
-        name, stored = tensor.name, f"{tensor.name}.half"
-        tensor.CopyFrom(numpy_helper.from_array(halves, stored))
-        casts.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
-        saved += halves.nbytes
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*casts, *nodes])
-    return saved
+def compact(model: onnx.ModelProto) -> None:
+    """Rewrites the graph's constants in place."""
+    graph = model.graph
+    made: list[onnx.NodeProto] = []
+    kept: list[onnx.TensorProto] = []
+    for tensor in graph.initializer:
+        if np.prod(tensor.dims) < SMALLEST:
+            kept.append(tensor)
+        elif tensor.data_type == TensorProto.FLOAT:
+            kept.append(_halved(tensor, made))
+        elif tensor.data_type == TensorProto.INT64 and len(tensor.dims) == 1:
+            kept.extend(_counted(tensor, made))
+        else:
+            kept.append(tensor)
+    nodes = [*made, *graph.node]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
+
+
+def _halved(tensor: onnx.TensorProto, made: list[onnx.NodeProto]) -> onnx.TensorProto:
+    """The tensor in float16 with a Cast in `made`, if that loses nothing; else the tensor."""
+    values = numpy_helper.to_array(tensor)
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not np.array_equal(halves.astype(np.float32), values):
+        return tensor
+    name = f"{tensor.name}.half"
+    made.append(helper.make_node("Cast", [name], [tensor.name], to=TensorProto.FLOAT))
+    return numpy_helper.from_array(halves, name)
+
+
+def _counted(tensor: onnx.TensorProto, made: list[onnx.NodeProto]) -> list[onnx.TensorProto]:
+    """The bounds of a Range in `made`, if the tensor counts 0, 1, 2, ...; else the tensor."""
+    values = numpy_helper.to_array(tensor)
+    if not np.array_equal(values, np.arange(len(values))):
+        return [tensor]
+    bounds = {"start": 0, "limit": len(values), "delta": 1}
+    names = [f"{tensor.name}.{key}" for key in bounds]
+    made.append(helper.make_node("Range", names, [tensor.name]))
+    pairs = zip(names, bounds.values(), strict=True)
+    return [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in pairs]

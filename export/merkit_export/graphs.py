@@ -27,7 +27,7 @@ from torch import nn
 from merkit import __version__
 from merkit.contract import Contract, StepSpec, TensorSpec, canonical
 from merkit.errors import MerkitError
-from merkit_export.compact import store_exact_halves
+from merkit_export.compact import compact
 
 OPSET = 20
 """23 breaks rotary embeddings in ONNX Runtime; below 20 lacks operators that torch emits."""
@@ -84,7 +84,7 @@ def export_step(
     if program is None:
         raise MerkitError(f"torch exported nothing for the step {step.name!r}")
     model: onnx.ModelProto = program.model_proto
-    store_exact_halves(model)
+    compact(model)
     _seal(model, step, contract)
     return model
 
