@@ -9,13 +9,13 @@ equal bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from merkit.bundle import MANIFEST, Bundle
-from merkit.contract import StepSpec, TensorSpec, canonical
+from merkit.contract import Contract, StepSpec, TensorSpec, canonical
 from merkit.errors import InvalidInputError, MissingExtraError
 from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, OUTCOME, cut
 
@@ -34,6 +34,15 @@ WIRE_TYPES = {
     "bool": "TYPE_BOOL",
     "string": "TYPE_STRING",
 }
+AFTER = "after"
+"""An optional input of Python steps that orders them and carries nothing else.
+
+Triton (24.10, seen in the debugger) deadlocks when two steps of an ensemble can start at once and
+the first fails before the second is scheduled: the front end holds its request's lock and waits
+for the ensemble's, the failing step the other way round, and the model never answers again. Bad
+clips fail fast, so each ensemble starts with one step, and the others wait for it.
+"""
+
 MODEL_PY = '''"""Rendered by merkit: Triton's entry into a step; the code lies in merkit.runner."""
 
 from merkit.runner import StepModel as TritonPythonModel
@@ -105,7 +114,10 @@ def step_config(bundle: Bundle, step: StepSpec, deployment: Deployment) -> str:
         config["default_model_filename"] = "model.onnx"
         parameters["intra_op_thread_count"] = str(deployment.threads)
     config["instance_group"] = [group]
-    return _text(config, contract.tensors, step.inputs, step.outputs, parameters)
+    order = [{"name": AFTER, "data_type": "TYPE_INT64", "dims": [-1, 1], "optional": True}]
+    config["input"] = _wire(contract.tensors, step.inputs) + order * (step.kind == "python")
+    config["output"] = _wire(contract.tensors, step.outputs)
+    return _text(config, parameters)
 
 
 def ensemble_config(bundle: Bundle, name: str) -> str:
@@ -114,7 +126,7 @@ def ensemble_config(bundle: Bundle, name: str) -> str:
     inputs, outputs = ENSEMBLES[name]
     steps = cut(contract.steps, inputs, outputs)
     used = {tensor for step in steps for tensor in step.inputs} | set(outputs)
-    scheduling = [
+    scheduling: list[dict[str, Any]] = [
         {
             "model_name": step.name,
             "model_version": -1,
@@ -123,6 +135,9 @@ def ensemble_config(bundle: Bundle, name: str) -> str:
         }
         for step in steps
     ]
+    first, *others = [step for step in steps if set(step.inputs) <= set(inputs)]
+    for step in others:
+        scheduling[steps.index(step)]["input_map"] |= {AFTER: _column(contract, first, used)}
     parameters = {
         "contract_id": contract.contract_id,
         "bundle_id": bundle.bundle_id,
@@ -134,34 +149,36 @@ def ensemble_config(bundle: Bundle, name: str) -> str:
         "name": name,
         "platform": "ensemble",
         "ensemble_scheduling": {"step": scheduling},
+        "input": _wire(contract.tensors, inputs),
+        "output": _wire(contract.tensors, outputs),
     }
-    return _text(config, contract.tensors, inputs, outputs, parameters)
+    return _text(config, parameters)
 
 
-def _text(
-    config: dict[str, Any],
-    tensors: Mapping[str, TensorSpec],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    parameters: Mapping[str, str],
-) -> str:
+def _column(contract: Contract, step: StepSpec, used: Collection[str]) -> str:
+    """A small tensor that `step` makes and others read: int64 [batch, 1]."""
+    column = TensorSpec("int64", ("batch", 1))
+    return next(t for t in step.outputs if t in used and contract.tensors[t] == column)
+
+
+def _wire(tensors: Mapping[str, TensorSpec], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "data_type": WIRE_TYPES[tensors[name].dtype],
+            "dims": [-1 if isinstance(d, str) else d for d in tensors[name].shape],
+        }
+        for name in names
+    ]
+
+
+def _text(config: dict[str, Any], parameters: Mapping[str, str]) -> str:
     try:
         from google.protobuf import json_format, text_format
         from tritonclient.grpc import model_config_pb2
     except ImportError:
         raise MissingExtraError.of("tritonclient", "triton") from None
 
-    def wire(names: Sequence[str]) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": name,
-                "data_type": WIRE_TYPES[tensors[name].dtype],
-                "dims": [-1 if isinstance(d, str) else d for d in tensors[name].shape],
-            }
-            for name in names
-        ]
-
-    config["input"], config["output"] = wire(inputs), wire(outputs)
     config["parameters"] = {key: {"string_value": value} for key, value in parameters.items()}
     message = json_format.ParseDict(config, model_config_pb2.ModelConfig())
     head = "# Rendered by merkit: a change here is lost at the next rendering.\nmax_batch_size: 0\n"

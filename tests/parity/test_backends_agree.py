@@ -30,7 +30,7 @@ def embedded(toy_bundle: Bundle) -> Iterator[EmbeddedBackend]:
 
 @pytest.fixture(scope="module")
 def served(toy_server: Server) -> Iterator[TritonBackend]:
-    backend = TritonBackend(toy_server.grpc)
+    backend = TritonBackend(toy_server.grpc, deadline=60)
     yield backend
     backend.close()
 
@@ -80,7 +80,10 @@ def test_predictions_on_real_recordings(
 ) -> None:
     clip = None if name is None else media / name
     text = "hello" if name is None else None
-    with load(toy_bundle.root, threads=1) as one, connect(toy_server.grpc, decode=decode) as two:
+    with (
+        load(toy_bundle.root, threads=1) as one,
+        connect(toy_server.grpc, decode=decode, deadline=60) as two,
+    ):
         here, there = (client.predict(clip, text) for client in (one, two))
     assert_same_prediction(here, there)
     assert (
@@ -110,7 +113,10 @@ def assert_same_prediction(here, there) -> None:
 def test_errors_are_equal_too(toy_bundle: Bundle, toy_server: Server, tmp_path: Path) -> None:
     renamed = tmp_path / "text.mp4"
     renamed.write_text("this is no movie")
-    clients: list[Client] = [load(toy_bundle.root, threads=1), connect(toy_server.grpc)]
+    clients: list[Client] = [
+        load(toy_bundle.root, threads=1),
+        connect(toy_server.grpc, deadline=60),
+    ]
     for clip, text in ((renamed, None), (tmp_path / "missing.mp4", None), (None, "")):
         errors = []
         for client in clients:

@@ -14,7 +14,7 @@ from merkit.bundle import Bundle, open_bundle
 from merkit.contract import Contract
 from merkit.errors import InvalidInputError
 from merkit.pipeline import cut
-from merkit.render import ENSEMBLES, FLAVOURS, WIRE_TYPES, Deployment, render
+from merkit.render import AFTER, ENSEMBLES, FLAVOURS, WIRE_TYPES, Deployment, render
 
 
 @pytest.fixture
@@ -55,9 +55,11 @@ def test_step_configs_follow_the_contract(toy_bundle: Bundle, tmp_path: Path, fl
     contract = toy_bundle.contract
     for step in contract.steps:
         config = configs(tmp_path / "out")[step.name]
-        assert [t.name for t in config.input] == list(step.inputs)
+        order = [AFTER] if step.kind == "python" else []
+        assert [t.name for t in config.input] == [*step.inputs, *order]
+        assert [t.name for t in config.input if t.optional] == order
         assert [t.name for t in config.output] == list(step.outputs)
-        for tensor in (*config.input, *config.output):
+        for tensor in (*config.input[: len(step.inputs)], *config.output):
             spec = contract.tensors[tensor.name]
             assert model_config_pb2.DataType.Name(tensor.data_type) == WIRE_TYPES[spec.dtype]
             assert list(tensor.dims) == [-1 if isinstance(d, str) else d for d in spec.shape]
@@ -89,13 +91,23 @@ def test_ensembles_are_cuts(toy_bundle: Bundle, tmp_path: Path, name: str) -> No
     assert [t.name for t in config.output] == list(outputs)
     known = set(inputs)
     for step in steps:  # in an order in which they can run, each tensor under its one name
-        assert dict(step.input_map) == {
-            n: n for n in toy_bundle.contract.step(step.model_name).inputs
-        }
-        assert set(step.input_map) <= known
+        wanted = toy_bundle.contract.step(step.model_name).inputs
+        tensors = dict(step.input_map)
+        assert tensors.pop(AFTER, None) in {None, *known} - set(inputs)
+        assert tensors == {name: name for name in wanted}
+        assert set(tensors) <= known
         known |= set(step.output_map)
     assert set(outputs) <= known
     assert (tmp_path / "out" / name / "1" / ".gitkeep").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_no_two_steps_can_start_at_once(toy_bundle: Bundle, tmp_path: Path, name: str) -> None:
+    """Triton deadlocks when the first of two fails before the second is scheduled."""
+    render(toy_bundle, tmp_path / "out")
+    given = set(ENSEMBLES[name][0])
+    steps = configs(tmp_path / "out")[name].ensemble_scheduling.step
+    assert len([s for s in steps if set(s.input_map.values()) <= given]) == 1
 
 
 def test_ensembles_carry_the_whole_contract(toy_bundle: Bundle, tmp_path: Path) -> None:

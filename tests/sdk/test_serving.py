@@ -47,7 +47,7 @@ def group_of(leader: int) -> set[int]:
     return found
 
 
-def eventually(condition, seconds: float = 15) -> bool:
+def eventually(condition, seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():
@@ -105,7 +105,10 @@ def test_a_server_killed_restarted_and_replaced_under_its_clients(
     assert list(SHARED_MEMORY.glob(f"{server.folder.name}*"))
     same_port = ServeOptions(grpc_port=int(server.grpc.rpartition(":")[2]))
     user = User(TritonBackend(server.grpc, deadline=10))
-    client, edge = connect(server.grpc, deadline=20), connect(server.grpc, decode="client")
+    client, edge = (
+        connect(server.grpc, deadline=60),
+        connect(server.grpc, decode="client", deadline=60),
+    )
     assert user.answered(5)
 
     os.kill(server.pid, signal.SIGKILL)
@@ -129,8 +132,8 @@ def test_a_server_killed_restarted_and_replaced_under_its_clients(
         assert expected in caught.value.expected
         late.close()
     with pytest.raises(ContractMismatchError):
-        connect(server.grpc, contract_id=expected)
-    with connect(server.grpc) as fresh:
+        connect(server.grpc, contract_id=expected, deadline=60)
+    with connect(server.grpc, deadline=60) as fresh:
         assert fresh.predict(text="hello").label in ("calm", "angry")
     assert_gone(server, temporary)
 
@@ -147,7 +150,7 @@ def assert_gone(server: Server, temporary: Path) -> None:
 
 
 def test_a_frozen_server_costs_a_deadline_and_no_more(toy_server: Server) -> None:
-    backend = TritonBackend(toy_server.grpc)
+    backend = TritonBackend(toy_server.grpc, deadline=60)
     backend.deadline = 0.5
     os.kill(toy_server.pid, signal.SIGSTOP)
     try:
@@ -157,7 +160,7 @@ def test_a_frozen_server_costs_a_deadline_and_no_more(toy_server: Server) -> Non
         assert time.monotonic() - start < 1.5
     finally:
         os.kill(toy_server.pid, signal.SIGCONT)
-    backend.deadline = 20
+    backend.deadline = 60
     assert backend.infer(decoded_entry())["label"].shape == (1,)
     backend.close()
 
@@ -188,12 +191,12 @@ def started(bundle: Bundle) -> tuple[subprocess.Popen[str], int, list[str]]:
 def test_serve_stops_cleanly(toy_bundle: Bundle, temporary: Path) -> None:
     process, server, lines = started(toy_bundle)
     (url,) = [line.split()[1] for line in lines if line.startswith("grpc")]
-    with connect(url) as client:
+    with connect(url, deadline=60) as client:
         assert client.predict(text="hello").modalities == ("text",)
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)  # an impatient second one must not leave half of it
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out.strip(), err) == (0, "stopped", "")
     assert group_of(server) == set()
     assert not list(temporary.iterdir())
@@ -331,8 +334,16 @@ def test_a_served_bundle_is_only_read(toy_bundle: Bundle, toy_server: Server) ->
 
 
 def test_errors_of_the_server_are_merkits(toy_server: Server) -> None:
-    with connect(toy_server.grpc, deadline=20) as client:
+    with connect(toy_server.grpc, deadline=60) as client:
         for clip in (b"no movie at all", b"\0" * 5000):
             with pytest.raises(MerkitError) as caught:
                 client.predict(clip)
             assert type(caught.value).__name__ == "ClipUnreadableError"
+
+
+def test_a_hail_of_bad_clips_leaves_the_server_alive(toy_server: Server) -> None:
+    """With two first steps in an ensemble, a few hundred of these used to end in a deadlock."""
+    with connect(toy_server.grpc, deadline=60) as client:
+        answers = list(client.predict_many([b"no movie"] * 300, workers=4))
+        assert {type(answer).__name__ for answer in answers} == {"ClipUnreadableError"}
+        assert client.predict(text="hello").label
