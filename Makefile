@@ -44,7 +44,8 @@ bundle: .venv/.dev  ## corpus, training, export, proof: rewrites $(BUNDLE); abou
 	$(BIN)/merkit-train synth $(CORPUS) --recipe $(RECIPE)
 	$(BIN)/merkit-train run $(RECIPE) --corpus $(CORPUS) --out $(RUN)
 	$(BIN)/merkit-export build $(RUN) --out $(BUNDLE)
-	$(BIN)/merkit-export verify $(BUNDLE) --run $(RUN) --clips $(CORPUS)/clips/test_multi
+	$(BIN)/merkit-export verify $(BUNDLE) --run $(RUN) --report docs/parity.md \
+		$(foreach split,multi semi noise,--clips $(CORPUS)/clips/test_$(split))
 
 bench: .venv/.dev .venv-triton/.ready  ## PyTorch, embedded and Triton side by side
 	$(BIN)/python -m merkit_bench --bundle $(BUNDLE) --run $(RUN) --out out/bench
