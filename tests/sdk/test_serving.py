@@ -104,7 +104,7 @@ def test_a_server_killed_restarted_and_replaced_under_its_clients(
     assert server.folder.parent == temporary
     assert list(SHARED_MEMORY.glob(f"{server.folder.name}*"))
     same_port = ServeOptions(grpc_port=int(server.grpc.rpartition(":")[2]))
-    user = User(TritonBackend(server.grpc, deadline=10))
+    user = User(TritonBackend(server.grpc, deadline=60))
     client, edge = (
         connect(server.grpc, deadline=60),
         connect(server.grpc, decode="client", deadline=60),
