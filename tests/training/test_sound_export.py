@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from merkit.contract import Preprocessing
 from merkit.pipeline import GROUPS, standard_contract
-from merkit_training.encoders.audio import AudioEncoder, frame_count
+from merkit_training.encoders.audio import AudioEncoder
 from merkit_training.encoders.joint import JointEncoder, JointSizes
 from merkit_training.encoders.sound_config import AudioConfig, JointConfig, TextConfig
 from merkit_training.encoders.text import TextEncoder
@@ -24,7 +24,14 @@ M = TypeVar("M", bound=nn.Module)
 
 TEXT = TextConfig(vocabulary=50, hidden=32, layers=5, heads=2, intermediate=48)
 AUDIO = AudioConfig(
-    conv_channels=(8,) * 7, hidden=32, layers=2, heads=2, intermediate=48, position_groups=4
+    conv_channels=(8,) * 7,
+    conv_kernels=(10, 3, 3, 3, 3, 2, 2),  # HuBERT's own
+    conv_strides=(5, 2, 2, 2, 2, 2, 2),
+    hidden=32,
+    layers=2,
+    heads=2,
+    intermediate=48,
+    position_groups=4,
 )
 JOINT = JointConfig(hidden=24, layers=1, heads=2, intermediate=48)
 CONTRACT = standard_contract([str(i) for i in range(6)], dict.fromkeys(GROUPS, 32))
@@ -151,8 +158,8 @@ def test_frames_are_counted_as_the_convolutions_make_them() -> None:
     module = audio_encoder()
     for samples in (400, 719, 720, 5555, 16_000):
         made = module.front(torch.zeros(1, samples)).shape[1]
-        assert int(frame_count(torch.tensor(samples))) == made
-    assert int(frame_count(torch.tensor(0))) == 0
+        assert int(module.count(torch.tensor(samples))) == made
+    assert int(module.count(torch.tensor(0))) == 0
 
 
 @torch.no_grad()

@@ -29,7 +29,9 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "epochs": 8, "batch_size": 16, "lr": 3e-3, "finetune_lr": 3e-3, "threads": 1,
     },
     "audio_encoder": {
-        "conv_channels": [12] * 7, "hidden": 32, "layers": 1, "heads": 2, "intermediate": 48,
+        "conv_channels": [24, 24],
+        "conv_kernels": [200, 2], "conv_strides": [160, 2],
+        "hidden": 32, "layers": 1, "heads": 2, "intermediate": 48,
         "position_groups": 4, "front_epochs": 2, "epochs": 14, "lr": 5e-3, "batch_size": 16,
         "threads": 1,
     },
@@ -144,3 +146,19 @@ def test_a_step_that_was_not_trained_or_does_not_fit_is_refused(run: Path, tmp_p
 def test_impossible_sizes_are_refused(config: Any, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         replace(config, **changes)
+
+
+def test_the_first_layer_begins_as_waves_that_answer_alike() -> None:
+    torch.manual_seed(0)
+    encoder = audio.AudioEncoder(RECIPE.audio_encoder)
+    front = audio.Front(encoder, RECIPE.audio_encoder, RECIPE.preprocessing)
+    some = torch.randn(12, 8000), torch.full((12, 1), 8000)
+    front.start_as_waves(*some, 16_000)
+    layer = encoder.model.feature_extractor.conv_layers[0].conv
+    cos, opposite, *_ = layer.weight[:, 0].chunk(4)
+    torch.testing.assert_close(cos, -opposite)
+    values = front.sound(*some)[0][:, None]
+    power = (layer(values) - layer.bias[:, None]).square().mean((0, 2))
+    torch.testing.assert_close(power, torch.ones_like(power), atol=1e-3, rtol=0)
+    peaks = torch.fft.rfft(cos).abs().argmax(1)
+    assert (peaks.diff() >= 0).all() and peaks[-1] > 10 * peaks[0].clamp(min=1)

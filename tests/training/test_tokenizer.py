@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from merkit.errors import BundleCorruptError, BundleNotFoundError
+from merkit.pipeline import GROUPS, standard_contract
+from merkit.steps.tokenize import Tokenize
 from merkit_training.encoders import tokenizer
 from merkit_training.labels import MER6
 
@@ -64,6 +69,25 @@ def test_batches_are_padded_cut_and_led_by_the_prompt() -> None:
 def test_no_text_at_all_is_one_padding_token() -> None:
     ids, lengths = tokenizer.encode(BUILT, [""], limit=8)
     assert ids.tolist() == [[0]] and lengths.tolist() == [[0]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=120), min_size=1))
+def test_training_and_the_sdk_make_the_same_ids(texts: list[str]) -> None:
+    step = sdk_step()
+    made = step({"text": np.array([[text] for text in texts], object)})
+    p = step.contract.preprocessing
+    for prefix, prompt in (("text", ""), ("joint", p.prompt)):
+        ids, lengths = tokenizer.encode(BUILT, texts, p.max_text_tokens, prompt)
+        np.testing.assert_array_equal(made[f"{prefix}_ids"], ids)
+        np.testing.assert_array_equal(made[f"{prefix}_length"], lengths)
+
+
+@cache
+def sdk_step() -> Tokenize:
+    with TemporaryDirectory() as folder:
+        Path(folder, tokenizer.FILE).write_text(BUILT.to_str(), "utf-8")
+        return Tokenize(standard_contract(MER6, dict.fromkeys(GROUPS, 8)), Path(folder))
 
 
 def test_loading_says_what_is_wrong(tmp_path: Path) -> None:

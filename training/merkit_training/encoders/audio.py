@@ -7,6 +7,7 @@ place by a boolean index, which cannot be exported, and hands out the last layer
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,13 +31,11 @@ from merkit_training.recipe import Recipe
 from merkit_training.runs import save_step, stage_seed
 
 STEP = "audio_encoder"
-KERNELS = (10, 3, 3, 3, 3, 2, 2)  # HuBERT's, as are the strides: a frame each 20 ms
-STRIDES = (5, 2, 2, 2, 2, 2, 2)
-HOP = 320  # samples from frame to frame: the product of the strides
-FIELD = 400  # samples that one frame sees
+LOWEST, HIGHEST = 60.0, 7600.0  # Hz, of the waves with which the first layer begins
 CROP_SECONDS = 1.0  # of the crops on which the convolutions learn
 CACHE_BATCH = 32
-HIDDEN_SPANS, LONGEST_SPAN = 2, 20  # of frames hidden in each training sample
+START_SAMPLES = 64  # sounds on which the first layer is scaled
+HIDDEN_SPANS, LONGEST_SPAN = 1, 15  # of frames hidden in each training sample
 
 
 class AudioEncoder(nn.Module):
@@ -44,6 +43,7 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
+        self.hop, self.field = config.hop, config.field
         self.model = HubertModel(
             HubertConfig(
                 hidden_size=config.hidden,
@@ -51,8 +51,8 @@ class AudioEncoder(nn.Module):
                 num_attention_heads=config.heads,
                 intermediate_size=config.intermediate,
                 conv_dim=config.conv_channels,
-                conv_kernel=KERNELS,
-                conv_stride=STRIDES,
+                conv_kernel=config.conv_kernels,
+                conv_stride=config.conv_strides,
                 conv_bias=True,
                 feat_extract_norm="layer",
                 do_stable_layer_norm=True,
@@ -94,24 +94,24 @@ class AudioEncoder(nn.Module):
         states[-1] = encoder.layer_norm(hidden)
         return states
 
+    def count(self, samples: Tensor) -> Tensor:
+        """Frames that lie wholly within so many samples (int64, any shape)."""
+        whole = torch.div(samples - self.field, self.hop, rounding_mode="floor") + 1
+        return whole.clamp(min=0)
+
     def forward(self, audio_values: Tensor, audio_mask: Tensor) -> Tensor:
         """Features of a batch of sounds.
 
         Args:
-            audio_values: float32 [batch, samples], z-normed, right padded; samples >= 400.
+            audio_values: float32 [batch, samples], z-normed, right padded, at least one frame's.
             audio_mask: int64 [batch, samples], 1 on the valid part.
 
         Returns:
-            audio_features float32 [batch, hidden]; of fewer than 400 valid samples, zeros.
+            audio_features float32 [batch, hidden]; without a whole frame, zeros.
         """
         frames = self.front(audio_values)
-        mask = length_mask(frame_count(audio_mask.sum(1, keepdim=True)), frames.shape[1])
+        mask = length_mask(self.count(audio_mask.sum(1, keepdim=True)), frames.shape[1])
         return pooled(self.states(frames, mask), mask)
-
-
-def frame_count(samples: Tensor) -> Tensor:
-    """Frames that lie wholly within so many samples (int64, any shape)."""
-    return (torch.div(samples - FIELD, HOP, rounding_mode="floor") + 1).clamp(min=0)
 
 
 def load(run: Path) -> AudioEncoder:
@@ -124,19 +124,38 @@ class Front(nn.Module):
 
     def __init__(self, encoder: AudioEncoder, config: AudioConfig, p: Preprocessing) -> None:
         super().__init__()
-        self.encoder, self.seconds = [encoder], CROP_SECONDS  # in a list: not a part of it
         self.convolutions = encoder.model.feature_extractor
         self.read = nn.Linear(config.conv_channels[-1], p.mel_bins)
         self.sound = SoundNorm(p)
         self.mel = LogMel(replace(p, joint_window_seconds=CROP_SECONDS))
+        self.first, self.step = config.field / 2 / self.mel.hop, config.hop / self.mel.hop
 
     def loss(self, waveform: Tensor, length: Tensor) -> Tensor:
         """Absolute error of the log-mel spectrum of crops, float32 [batch, crop]."""
         values, _, _ = self.sound(waveform, length)
-        frames = self.encoder[0].front(values)
-        # spectrum frame 2i+1 looks at samples 320i-40..320i+360, frame i of ours at ..320i+400
-        target = self.mel(values, length)[:, :, 1 : 2 * frames.shape[1] : 2]
-        return F.l1_loss(self.read(frames), target.transpose(1, 2))
+        frames = self.convolutions(values).transpose(1, 2)
+        spectrum = self.mel(values, length).transpose(1, 2)
+        at = self.first + self.step * torch.arange(frames.shape[1])  # spectrum frame at our centre
+        below = at.long()
+        share = (at - below)[:, None]
+        target = spectrum[:, below] * (1 - share) + spectrum[:, below + 1] * share
+        return F.l1_loss(self.read(frames), target)
+
+    @torch.no_grad()
+    def start_as_waves(self, waveform: Tensor, length: Tensor, rate: int) -> None:
+        """Makes the first layer windowed waves, evenly spaced on the mel scale, four phases each,
+        scaled so that each answers the given sounds with unit power."""
+        layer = self.convolutions.conv_layers[0].conv
+        channels, _, size = layer.weight.shape
+        low, high = (2595 * math.log10(1 + f / 700) for f in (LOWEST, HIGHEST))
+        pitches = 700 * (10 ** (torch.linspace(low, high, channels // 4) / 2595) - 1)
+        angle = 2 * math.pi / rate * pitches[:, None] * (torch.arange(size) - size / 2)
+        cos, sin = angle.cos(), angle.sin()
+        layer.weight.copy_((torch.cat((cos, -cos, sin, -sin)) * torch.hann_window(size))[:, None])
+        layer.bias.zero_()
+        power = layer(self.sound(waveform, length)[0][:, None]).square().mean((0, 2))
+        layer.weight.div_(power.sqrt().clamp(min=1e-3)[:, None, None])
+        layer.bias.normal_(0, 0.3)  # the norm that follows would hide how loud a frame is
 
 
 class AudioLearner(nn.Module):
@@ -161,7 +180,7 @@ class Frames:
     ) -> Frames:
         """Runs the convolutions once over all utterances and `noisy` copies of them."""
         norm = SoundNorm(p)
-        counts = frame_count(torch.from_numpy(data.lengths)[:, None])
+        counts = encoder.count(torch.from_numpy(data.lengths)[:, None])
         width = encoder.model.config.conv_dim[-1]
         shape = (1 + noisy, len(data), int(counts.max()), width)
         values = torch.zeros(shape, dtype=torch.float16)
@@ -207,11 +226,18 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     folder = run / STEP
 
     front = Front(encoder, config, p)
-    size = round(CROP_SECONDS * p.sample_rate)
+
+    def crops(indices: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        size = round(CROP_SECONDS * p.sample_rate)
+        return batched([data.crop(int(i), size, rng) for i in indices])
 
     def spectrum(_: nn.Module, indices: NDArray[np.int64]) -> Tensor:
-        rng = step_rng()
-        return front.loss(*batched([data.crop(int(i), size, rng) for i in indices]))
+        return front.loss(*crops(indices, step_rng()))
+
+    if config.fourier_start:
+        rng = np.random.default_rng(seed)
+        some = rng.integers(len(data), size=START_SAMPLES)
+        front.start_as_waves(*crops(some, rng), p.sample_rate)
 
     schedule = FitConfig(
         config.front_epochs, config.batch_size, config.front_lr, seed=seed, bf16=config.bf16

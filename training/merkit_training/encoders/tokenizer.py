@@ -8,6 +8,7 @@ never smuggle a special token in.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -95,7 +96,9 @@ def encode(
         ids int64 [n, tokens], right padded with `<pad>`, and lengths int64 [n, 1].
     """
     head = tokenizer.encode(prompt).ids if prompt else []
-    rows = [head + e.ids[:limit] for e in tokenizer.encode_batch(list(texts))]
+    # as the SDK cleans them: Python strips more characters than the tokeniser's normaliser does
+    cleaned = [unicodedata.normalize("NFC", text).strip() for text in texts]
+    rows = [head + e.ids[:limit] for e in tokenizer.encode_batch(cleaned)]
     lengths = np.array([[len(row)] for row in rows], np.int64)
     ids = np.zeros((len(rows), max(1, int(lengths.max(initial=1)))), np.int64)
     for i, row in enumerate(rows):
