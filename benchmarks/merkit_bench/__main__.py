@@ -45,10 +45,10 @@ def bench(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         run, weights = args.run, "Trained weights throughout."
         if "torch" in args.only and not (run / "fusion" / "card.json").is_file():
-            from merkit_training.runs import random_run
+            from merkit_training.recipe import load_recipe
+            from merkit_training.untrained import write_untrained_run
 
-            run = Path(scratch) / "run"
-            random_run(args.recipe, run)
+            run = write_untrained_run(load_recipe(args.recipe), Path(scratch) / "run")
             weights = "No run at hand: torch has random weights of the same shapes."
         tallies = contest(args.only, clips, args.rounds, args.bundle, run, args.threads)
     about = {"clips": len(clips), "rounds": args.rounds, "threads": args.threads}

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from merkit.client import Client
-
 import merkit
+from merkit.client import Client
 
 
 @contextlib.contextmanager
@@ -28,15 +27,16 @@ def contender(name: str, bundle: str, run: str, threads: int) -> Iterator[Client
             yield client
     elif name == "torch":
         import torch
+
         from merkit_export.reference import TorchBackend
 
         torch.set_num_threads(threads)
         with Client(TorchBackend(Path(run))) as client:
             yield client
     else:
-        from merkit.serving import start_server
+        from merkit.serving import Server
 
-        with start_server(bundle) as server, merkit.connect(server.grpc) as client:
+        with Server(bundle) as server, merkit.connect(server.grpc) as client:
             yield client
 
 

@@ -1,0 +1,90 @@
+"""A run folder of a recipe's shapes at random weights, made without training.
+
+Speed and export depend on shapes alone. To time a profile, or to try the exporter on the real
+architectures and file formats, nobody should need a corpus and an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from torch import nn
+
+from merkit.pipeline import SEED_VOTERS
+from merkit_training.encoders.audio import AudioEncoder
+from merkit_training.encoders.joint import JointEncoder, JointSizes
+from merkit_training.encoders.text import TextEncoder
+from merkit_training.encoders.vision import FaceEncoder, SavedFaceEncoder
+from merkit_training.fusion.model import Fusion
+from merkit_training.labels import MER6
+from merkit_training.recipe import Recipe
+from merkit_training.runs import save_step, write_json
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def write_untrained_run(recipe: Recipe, run: Path, labels: Sequence[str] = MER6) -> Path:
+    """Writes a run below `run`; the same weights each time, whatever the labels are called."""
+    p = recipe.preprocessing
+    write_json(run / "recipe.json", recipe.to_json())
+    facts = {"name": recipe.run.name, "seed": recipe.run.seed, "data": None, "stages": {}}
+    write_json(run / "run.json", facts)
+    side = p.face_size * p.grid
+    torch.manual_seed(recipe.run.seed)
+    faces = {"face_encoder": recipe.face_encoder, "face_encoder_large": recipe.face_encoder_large}
+    for step, face in faces.items():
+        _save(run, step, SavedFaceEncoder(face, side), FaceEncoder(face, side))
+    sizes = JointSizes.of(recipe.joint_encoder, recipe.text_encoder, p)
+    _save(run, "audio_encoder", recipe.audio_encoder, AudioEncoder(recipe.audio_encoder))
+    _save(run, "text_encoder", recipe.text_encoder, TextEncoder(recipe.text_encoder))
+    _save(run, "joint_encoder", sizes, JointEncoder(sizes))
+    _save_fusion(recipe, run, labels)
+    _write_byte_tokenizer(run / "tokenizer" / "tokenizer.json")
+    return run
+
+
+def _save_fusion(recipe: Recipe, run: Path, labels: Sequence[str]) -> None:
+    branch = recipe.fusion.branch
+    widths = {
+        "a": recipe.audio_encoder.hidden,
+        "t": recipe.text_encoder.hidden,
+        "v": recipe.face_encoder.hidden,
+        "j": recipe.text_encoder.hidden,
+        "V": recipe.face_encoder_large.hidden,
+    }
+    fusion = _shaken(Fusion(SEED_VOTERS, widths, len(labels), branch))
+    fusion.temperatures.fill_(1.3)
+    voters = [
+        {"name": v.name, "groups": list(v.groups), "waf": 0.5 - i / 100, "temperature": 1.3}
+        for i, v in enumerate(SEED_VOTERS)
+    ]
+    facts = {"voters": voters, "labels": list(labels), "widths": widths, "branch": asdict(branch)}
+    save_step(run, "fusion", facts, fusion.state_dict(), {"scores": {}})
+
+
+def _save(run: Path, step: str, config: Any, module: nn.Module) -> None:
+    save_step(run, step, asdict(config), _shaken(module).state_dict(), {"scores": {}})
+
+
+def _shaken(module: M) -> M:
+    """Weights away from their neutral start, so that a forgotten bias or scale shows."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def _write_byte_tokenizer(path: Path) -> None:
+    """A tokeniser of bytes: no vocabulary to learn, and every text has ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0} | {letter: i + 1 for i, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([AddedToken("<pad>", special=True)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
