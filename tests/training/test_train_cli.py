@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,19 @@ def test_mistakes_are_one_line_and_status_2(
     assert cli.main(filled) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_missing_extra_is_named(recipe: Path, corpus: Path, tmp_path: Path) -> None:
+    arguments = ["run", str(recipe), "--corpus", str(corpus), "--out", str(tmp_path / "run")]
+    code = (
+        "import sys; sys.modules['torch'] = None; from merkit_training.cli import main;"
+        f"sys.exit(main({arguments!r}))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "pip install 'merkit[train]'" in ended.stderr and ended.stderr.count("\n") == 1
 
 
 def test_help_names_the_stages(capsys: pytest.CaptureFixture[str]) -> None:

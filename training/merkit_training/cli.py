@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from merkit.errors import InvalidInputError, MerkitError
+from merkit.errors import InvalidInputError, MerkitError, MissingExtraError
 
 STAGES = {
     "tokenizer": "merkit_training.encoders.tokenizer:train",
@@ -35,12 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command(arguments)
     except MerkitError as error:
-        print(f"merkit-train: {error}", file=sys.stderr)
-        return 2
+        return _fail(error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package.startswith("merkit"):
+            raise
+        return _fail(MissingExtraError.of(package, "train"))
     except KeyboardInterrupt:
         print("\nmerkit-train: stopped; the same command continues", file=sys.stderr)
         return 130
     return 0
+
+
+def _fail(error: MerkitError) -> int:
+    print(f"merkit-train: {error}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

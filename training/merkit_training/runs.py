@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from merkit.bundle import sha256_file
@@ -76,7 +76,8 @@ def save_step(
     folder = run / step
     write_json(folder / CONFIG, dict(config))
     temporary = folder / f"{MODEL}.tmp"
-    save_file({name: _stored(tensor) for name, tensor in tensors.items()}, temporary)
+    plain = {name: _stored(tensor) for name, tensor in tensors.items()}
+    temporary.write_bytes(save(plain))  # save_file would let its owner alone read it
     temporary.replace(folder / MODEL)
     write_json(folder / CARD, dict(card))
 
@@ -124,9 +125,7 @@ class RunCard:
             raise InvalidInputError(f"{run} is a file", "a folder for the run, or a new name")
         self.run, self.recipe, self.path = run, recipe, run / "run.json"
         self.data = sha256_file(corpus / CARD) if (corpus / CARD).exists() else None
-        self.content: dict[str, Any] = (
-            read_json(self.path) if self.path.exists() else {"stages": {}}
-        )
+        self.content = self._read()
         self._refuse_other_origin()
         write_json(run / "recipe.json", recipe.to_json())
 
@@ -156,8 +155,10 @@ class RunCard:
     def _read(self) -> dict[str, Any]:
         return read_json(self.path) if self.path.exists() else {"stages": {}}
 
-    def _of(self, stage: str) -> Any:
-        return self.recipe.to_json().get(stage)
+    def _of(self, stage: str) -> dict[str, Any]:
+        """The stage's table as JSON gives it back, without what changes speed alone."""
+        table = json.loads(json.dumps(self.recipe.to_json().get(stage, {})))
+        return {key: value for key, value in table.items() if key != "threads"}
 
     def _refuse_other_origin(self) -> None:
         finished = {s: v for s, v in self.content["stages"].items() if self.done(s)}
@@ -165,8 +166,7 @@ class RunCard:
             return
         pairs: list[tuple[str, Any, Any]] = [("seed", self.content["seed"], self.recipe.run.seed)]
         pairs += [("corpus", self.content["data"], self.data)]
-        pairs += [(f"[{s}]", v["recipe"], json.loads(json.dumps(self._of(s)))) for s, v in
-                  finished.items()]  # fmt: skip
+        pairs += [(f"[{stage}]", v["recipe"], self._of(stage)) for stage, v in finished.items()]
         for what, recorded, asked in pairs:
             unfinished = what == "corpus" and recorded is None  # trained before it had a card
             if recorded != asked and not unfinished:
