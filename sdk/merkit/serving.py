@@ -32,9 +32,9 @@ POLL_SECONDS = 0.05
 EXIT_SECONDS = 5  # that Triton gives requests under way when it is told to end
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
 STUB_SECONDS = 10.0  # stubs notice within 1-4 s that their server is gone
-SPAWN = (  # the kernel ends the server when merkit dies, however it dies
+SPAWN = (  # the kernel kills the server when merkit dies; a stuck one would ignore SIGTERM
     "import ctypes, os, signal, sys\n"
-    "ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
+    "ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
     "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
     "os.execv(sys.argv[2], sys.argv[2:])\n"
 )

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,8 @@ def test_a_frozen_server_costs_a_deadline_and_no_more(toy_server: Server) -> Non
 COMMAND = [sys.executable, "-u", "-m", "merkit.cli", "serve"]
 
 
-def started(bundle: Bundle) -> tuple[subprocess.Popen[str], int, list[str]]:
+@contextmanager
+def started(bundle: Bundle) -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
     """`merkit serve` in a process of its own, its server's process id, and what it printed."""
     process = subprocess.Popen(
         [*COMMAND, str(bundle.root)],
@@ -176,38 +178,47 @@ def started(bundle: Bundle) -> tuple[subprocess.Popen[str], int, list[str]]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line.strip())
-        if "Ctrl-C" in line:
-            break
-    children = Path(f"/proc/{process.pid}/task").glob("*/children")
-    (server,) = [int(pid) for file in children for pid in file.read_text().split()]
-    return process, server, lines
+    try:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line.strip())
+            if "Ctrl-C" in line:
+                break
+        children = Path(f"/proc/{process.pid}/task").glob("*/children")
+        (server,) = [int(pid) for file in children for pid in file.read_text().split()]
+        yield process, server, lines
+    finally:
+        process.kill()  # and with it the server
+        process.communicate()
 
 
 @pytest.mark.usefixtures("triton")
 def test_serve_stops_cleanly(toy_bundle: Bundle, temporary: Path) -> None:
-    process, server, lines = started(toy_bundle)
-    (url,) = [line.split()[1] for line in lines if line.startswith("grpc")]
-    with connect(url, deadline=60) as client:
-        assert client.predict(text="hello").modalities == ("text",)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)  # an impatient second one must not leave half of it
-    out, err = process.communicate(timeout=120)
+    with started(toy_bundle) as (process, server, lines):
+        (url,) = [line.split()[1] for line in lines if line.startswith("grpc")]
+        with connect(url, deadline=60) as client:
+            assert client.predict(text="hello").modalities == ("text",)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)  # an impatient second one must not leave half of it
+        out, err = process.communicate(timeout=120)
     assert (process.returncode, out.strip(), err) == (0, "stopped", "")
     assert group_of(server) == set()
     assert not list(temporary.iterdir())
 
 
 @pytest.mark.usefixtures("triton")
-def test_the_server_ends_with_a_killed_parent(toy_bundle: Bundle, temporary: Path) -> None:
-    process, server, _ = started(toy_bundle)
-    process.kill()
-    process.communicate()
-    assert eventually(lambda: not group_of(server))
+@pytest.mark.parametrize("stuck", [False, True])
+def test_the_server_ends_with_a_killed_parent(
+    toy_bundle: Bundle, temporary: Path, stuck: bool
+) -> None:
+    with started(toy_bundle) as (process, server, _):
+        if stuck:
+            os.kill(server, signal.SIGSTOP)
+        process.kill()
+        process.wait()
+        assert eventually(lambda: not group_of(server))
     (left,) = temporary.iterdir()
     os.utime(left, (0, 0))
     remove_orphans()
