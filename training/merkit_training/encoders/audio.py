@@ -218,7 +218,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     """Convolutions towards the log-mel spectrum, then the transformer on their cached frames:
     emotion, tone, words and prosody side by side."""
     config, seed = recipe.audio_encoder, stage_seed(recipe, STEP)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(min(config.threads, torch.get_num_threads()))  # OMP_NUM_THREADS caps it
     torch.manual_seed(seed)
     p = recipe.preprocessing
     data, val = (Utterances.read(corpus, split) for split in ("train", "val"))

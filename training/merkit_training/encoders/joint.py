@@ -212,7 +212,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     is read at the last position or over all of them is decided by a linear probe.
     """
     config, seed = recipe.joint_encoder, stage_seed(recipe, STEP)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(min(config.threads, torch.get_num_threads()))  # OMP_NUM_THREADS caps it
     torch.manual_seed(seed)
     folder, text = run / STEP, load_module(run, TEXT_STEP, TextConfig, TextEncoder)
     data = JointData.read(recipe, corpus, run, "train", noisy=1)

@@ -111,7 +111,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     """Next-token prediction over the sentences, then emotion by a linear reading of the feature
     (with a share of next-token prediction beside it)."""
     config, seed = recipe.text_encoder, stage_seed(recipe, STEP)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(min(config.threads, torch.get_num_threads()))  # OMP_NUM_THREADS caps it
     torch.manual_seed(seed)
     data, val = (Sentences.read(recipe, corpus, run, split) for split in ("train", "val"))
     learner = TextLearner(config)
