@@ -12,7 +12,7 @@ from toy import write_toy_bundle
 from merkit.bundle import Bundle
 from merkit.errors import ServerUnavailableError
 from merkit.serving import Server
-from merkit.tritonserver import Installation, find_installation
+from merkit.serving.tritonserver import Installation, find_installation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MEDIA = REPOSITORY.parent / "shared" / "media"

@@ -19,7 +19,7 @@ from typing import Any
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.bundle import MANIFEST, Bundle, onnx_steps, sha256_file, write_manifest
 from merkit.errors import InvalidInputError, MerkitError
-from merkit.render import render
+from merkit.serving.render import render
 from merkit_export import graphs, samples
 from merkit_export.origin import Origin, provenance, read_origin
 from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
@@ -69,7 +69,7 @@ def build(run: Path, out: Path, *, name: str | None = None, say: Report = print)
 def _details(origin: Origin, name: str | None) -> dict[str, Any]:
     """What the manifest says beside contract and content."""
     facts = provenance(origin)
-    synthetic = "synth" in facts["recipe"]
+    synthetic = facts["data"]["card_sha256"] is not None  # only `merkit-train synth` writes one
     return {
         "name": name or facts["recipe"].get("run", {}).get("name", "unnamed"),
         **({"notice": SYNTHETIC_NOTICE} if synthetic else {}),

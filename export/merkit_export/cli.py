@@ -109,7 +109,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _render(args: argparse.Namespace) -> int:
     from merkit.bundle import open_bundle
-    from merkit.render import Deployment, render
+    from merkit.serving.render import Deployment, render
 
     bundle = open_bundle(args.bundle)
     out = args.out or args.bundle

@@ -16,6 +16,7 @@ from torch import nn
 
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.contract import Contract, StepSpec
+from merkit.errors import MerkitError
 from merkit.pipeline import OUTCOME, cut
 
 Values = dict[str, NDArray[Any]]
@@ -53,8 +54,16 @@ def torch_steps(contract: Contract, modules: Mapping[str, nn.Module]) -> dict[st
 
         def run(values: Mapping[str, NDArray[Any]]) -> Values:
             arguments = [torch.from_numpy(np.array(values[name])) for name in spec.inputs]
-            with torch.inference_mode():
-                made = module(*arguments)
+            try:
+                with torch.inference_mode():
+                    made = module(*arguments)
+            except (RuntimeError, IndexError) as error:  # sizes of stages that do not fit
+                first = str(error).partition("\n")[0]
+                raise MerkitError(
+                    f"the torch module of {spec.name!r} fails ({first})",
+                    f"one that takes {', '.join(spec.inputs)} as the contract states them",
+                    "train its stage again: the run's stages may be of different recipes",
+                ) from error
             tensors = made if isinstance(made, tuple) else (made,)
             return {name: t.numpy() for name, t in zip(spec.outputs, tensors, strict=True)}
 

@@ -26,7 +26,7 @@ from merkit.errors import (
     ServerNotReadyError,
     ServerUnavailableError,
 )
-from merkit.limits import Limits
+from merkit.media.limits import Limits
 from merkit.results import Prediction
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from merkit.errors import (
     ClipUnreadableError,
     InvalidInputError,
 )
-from merkit.limits import Limits
+from merkit.media.limits import Limits
 from merkit.pipeline import DECODED_IN
 
 if TYPE_CHECKING:

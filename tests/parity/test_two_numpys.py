@@ -19,16 +19,16 @@ from odd_media import movie, quadrants, tone
 import merkit
 from merkit.bundle import Bundle
 from merkit.pipeline import DECODED_IN, OUTCOME, cut
-from merkit.runner import onnx_compute
+from merkit.serving.runner import onnx_compute
+from merkit.serving.tritonserver import Installation
 from merkit.steps import REGISTRY
-from merkit.tritonserver import Installation
 
 SCRIPT = """
 import json, sys
 import numpy as np
 from pathlib import Path
 from merkit.bundle import open_bundle
-from merkit.runner import onnx_compute
+from merkit.serving.runner import onnx_compute
 from merkit.steps import REGISTRY
 
 assert np.__version__.startswith("1."), np.__version__

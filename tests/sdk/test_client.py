@@ -28,8 +28,8 @@ from merkit.errors import (
     NoEvidenceError,
     ServerUnavailableError,
 )
-from merkit.limits import Limits
 from merkit.media import decode_clip
+from merkit.media.limits import Limits
 from merkit.results import Prediction
 from merkit.testing import CannedBackend
 

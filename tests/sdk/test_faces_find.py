@@ -12,15 +12,8 @@ from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError
-from merkit.faces import (
-    Faces,
-    HaarDetector,
-    PrecomputedFaces,
-    YuNetDetector,
-    find_faces,
-    no_faces,
-    sharpness,
-)
+from merkit.faces import Faces, HaarDetector, PrecomputedFaces, YuNetDetector, find_faces, no_faces
+from merkit.faces.speaker import sharpness
 from merkit.media import decode_clip
 
 P = Preprocessing()

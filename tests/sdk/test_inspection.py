@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from merkit.bundle import Bundle, write_manifest
-from merkit.inspection import Check, describe, verify
+from merkit.cli.inspection import Check, describe, verify
 
 
 def failed(root: Path) -> list[Check]:

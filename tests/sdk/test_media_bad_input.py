@@ -21,8 +21,8 @@ from merkit.errors import (
     InputError,
     InvalidInputError,
 )
-from merkit.limits import Limits, image_size
 from merkit.media import MediaInfo, decode_clip
+from merkit.media.limits import Limits, image_size
 
 P = Preprocessing()
 CLIP = movie([gray(k) for k in range(0, 200, 8)], sound=tone(2.5))

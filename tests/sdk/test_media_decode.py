@@ -25,7 +25,7 @@ from odd_media import (
 
 from merkit.contract import Preprocessing
 from merkit.media import MediaInfo, decode_clip
-from merkit.picture import orient
+from merkit.media.picture import orient
 
 P = Preprocessing()
 COUNTING = [gray(10 * k) for k in range(24)]  # 2.4 s at 10 frames a second
@@ -96,7 +96,7 @@ def test_leaving_out_unneeded_frames_changes_nothing(monkeypatch: pytest.MonkeyP
     noise = [random.integers(0, 255, (64, 96, 3), dtype=np.uint8) for _ in range(120)]
     clip = movie(noise, gop=120)
     quick = decode_clip(clip, P)
-    monkeypatch.setattr("merkit.frames.APPROACH", 1e9)
+    monkeypatch.setattr("merkit.media.frames.APPROACH", 1e9)
     slow = decode_clip(clip, P)
     assert np.array_equal(quick.frames, slow.frames)
     assert np.array_equal(quick.frame_times, slow.frame_times)

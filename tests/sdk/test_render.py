@@ -14,7 +14,7 @@ from merkit.bundle import Bundle, open_bundle
 from merkit.contract import Contract
 from merkit.errors import InvalidInputError
 from merkit.pipeline import cut
-from merkit.render import AFTER, ENSEMBLES, FLAVOURS, WIRE_TYPES, Deployment, render
+from merkit.serving.render import AFTER, ENSEMBLES, FLAVOURS, WIRE_TYPES, Deployment, render
 
 
 @pytest.fixture

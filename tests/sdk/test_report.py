@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from merkit.cli.table import bar, printable, table
 from merkit.client import Client
 from merkit.errors import ClipUnreadableError, InvalidInputError
 from merkit.report import DEMONSTRATION, Report
 from merkit.results import Face, Prediction, Vote
-from merkit.table import bar, printable, table
 from merkit.testing import CannedBackend
 
 EVIL = '<script>alert("x")</script>&\'"'

@@ -28,9 +28,9 @@ from merkit.errors import (
     MerkitError,
     ServerUnavailableError,
 )
-from merkit.scratch import ScratchFolder, remove_orphans
-from merkit.serving import ServeOptions, Server, free_ports, telling_lines
-from merkit.tritonserver import INSTALL, Installation, find_installation
+from merkit.serving.scratch import ScratchFolder, remove_orphans
+from merkit.serving.server import ServeOptions, Server, free_ports, telling_lines
+from merkit.serving.tritonserver import INSTALL, Installation, find_installation
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -15,8 +15,8 @@ import numpy as np
 from merkit.contract import Contract
 from merkit.errors import InvalidInputError
 from merkit.faces import Faces
-from merkit.limits import Limits
 from merkit.media import Decoded, decode_clip, no_clip
+from merkit.media.limits import Limits
 from merkit.steps.base import Array, column, take
 from merkit.steps.faces import face_tensors
 

@@ -43,9 +43,9 @@ for the ensemble's, the failing step the other way round, and the model never an
 clips fail fast, so each ensemble starts with one step, and the others wait for it.
 """
 
-MODEL_PY = '''"""Rendered by merkit: Triton's entry into a step; the code lies in merkit.runner."""
+MODEL_PY = '''"""Rendered by merkit: Triton's entry into a step, whose code lies in the package."""
 
-from merkit.runner import StepModel as TritonPythonModel
+from merkit.serving.runner import StepModel as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing
-from merkit.streams import Damage, Reader, extent, read_frames, seconds
+from merkit.media.streams import Damage, Reader, extent, read_frames, seconds
 
 Waveform = NDArray[np.float32]
 MEAN = {"rematrix_maxval": "1.0"}

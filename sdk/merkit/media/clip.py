@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merkit.audio import read_sound
-from merkit.container import ClipFile, Source, unreadable
 from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError, MissingExtraError
-from merkit.frames import sample_frames
-from merkit.limits import Limits
-from merkit.streams import Damage, Reader, extent, seconds
+from merkit.media.audio import read_sound
+from merkit.media.container import ClipFile, Source, unreadable
+from merkit.media.frames import sample_frames
+from merkit.media.limits import Limits
+from merkit.media.streams import Damage, Reader, extent, seconds
 
 TEXT_CODECS = frozenset({"ansi", "bintext", "xbin", "idf"})
 """FFmpeg draws text files as video; a renamed text is no clip."""

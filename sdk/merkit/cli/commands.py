@@ -184,7 +184,7 @@ def _report(path: Path | None) -> Report | None:
 
 
 def _show(clip: Clip, answer: Prediction | MerkitError, as_json: bool, first: bool) -> None:
-    from merkit.table import table
+    from merkit.cli.table import table
 
     if isinstance(answer, MerkitError):
         if as_json:
@@ -219,7 +219,7 @@ def _serve(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
 
 def _inspect(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
     from merkit.bundle import open_bundle
-    from merkit.inspection import describe, summary
+    from merkit.cli.inspection import describe, summary
 
     bundle = open_bundle(args.bundle)
     if args.json:
@@ -230,7 +230,7 @@ def _inspect(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
 
 
 def _verify(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
-    from merkit.inspection import verify
+    from merkit.cli.inspection import verify
 
     failures = 0
     for check in verify(args.bundle):
@@ -251,13 +251,9 @@ def _json(value: object) -> str:
 
 def _complain(error: MerkitError, source: str = "") -> None:
     """One line on stderr. Messages quote file names and servers, so they are made printable."""
-    from merkit.table import printable
+    from merkit.cli.table import printable
 
     sys.stdout.flush()
     where = f"{source}: " if source and source not in str(error) else ""
     text = "\n".join(map(printable, f"{where}{error}".split("\n")))
     print(f"merkit: {text} [{type(error).__name__}]", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,9 +23,9 @@ from types import FrameType, TracebackType
 
 from merkit.bundle import Bundle, open_bundle
 from merkit.errors import InferenceError, InvalidInputError, MerkitError, ServerUnavailableError
-from merkit.render import Deployment, render
-from merkit.scratch import ScratchFolder
-from merkit.tritonserver import Installation, assemble, find_installation
+from merkit.serving.render import Deployment, render
+from merkit.serving.scratch import ScratchFolder
+from merkit.serving.tritonserver import Installation, assemble, find_installation
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing
-from merkit.picture import View
-from merkit.streams import Damage, Reader, extent, read_frames, seconds
+from merkit.media.picture import View
+from merkit.media.streams import Damage, Reader, extent, read_frames, seconds
 
 SHORTFALL = 0.9
 """A stream that ends before this share of its stated length is sampled anew over what it has."""

@@ -19,7 +19,7 @@ from merkit.errors import (
     ClipUnreadableError,
     InvalidInputError,
 )
-from merkit.limits import HEADER_BYTES, Limits, image_size
+from merkit.media.limits import HEADER_BYTES, Limits, image_size
 
 Source = str | os.PathLike[str] | bytes
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 4096

@@ -18,18 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing
-from merkit.detectors import FaceDetector, HaarDetector, YuNetDetector, load_cv2
 from merkit.errors import InvalidInputError
-
-__all__ = [
-    "FaceDetector",
-    "Faces",
-    "HaarDetector",
-    "PrecomputedFaces",
-    "YuNetDetector",
-    "find_faces",
-    "no_faces",
-]
+from merkit.faces.detectors import FaceDetector, HaarDetector, load_cv2
 
 DEFAULT_DETECTOR = HaarDetector()
 SAME_IOU = 0.2
