@@ -51,6 +51,7 @@ class Decoded:
 
 def extract(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     """Writes run/features/<split>/ for every labelled split; returns shares of what was found."""
+    torch.set_num_threads(1)  # the decoders keep the other cores busy; more threads halve the pace
     encode = Encoder(run, recipe.preprocessing)
     found: dict[str, float] = {}
     for split in SPLITS:
