@@ -12,6 +12,9 @@ RECIPE ?= training/recipes/tiny.toml
 CORPUS ?= data/tiny
 RUN ?= runs/tiny
 
+# ONNX Runtime's wheels report usage by themselves; nothing here shall.
+export ORT_DISABLE_TELEMETRY := 1
+
 BIN := .venv/bin
 FLAGS := --disable-pip-version-check --quiet
 # pip of the environment $(1); where it has none (no ensurepip), the interpreter's own pip

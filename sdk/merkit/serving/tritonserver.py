@@ -159,9 +159,7 @@ def assemble(installation: Installation, folder: Path) -> tuple[Path, dict[str, 
     Returns:
         The backend directory, and the variables to start the server with.
     """
-    import merkit
-
-    package = Path(merkit.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     variables = {k: v for k, v in os.environ.items() if k != "PYTHONSTARTUP"}
     variables.setdefault(TELEMETRY_SWITCH, "1")  # for a container's own ONNX Runtime, too
     if installation.stub is None:
