@@ -27,7 +27,7 @@ from merkit_export.walk import torch_steps, walk
 
 GIT_LIMIT = 10_000_000
 """Compressed bytes that a checked-in bundle may add to git; a larger one is built with a note."""
-PRECISION = "fp32, weights stored as fp16 where that is exact"
+PRECISION = "fp32; weights stored in fewer bits where that is exact"
 SYNTHETIC_NOTICE = (
     "Trained on synthetic data only. It proves that the machinery works; its answers say nothing "
     "about people."

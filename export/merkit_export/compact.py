@@ -1,9 +1,10 @@
 """Fewer bytes without changing a value: what a graph can restate exactly, it need not store.
 
-Training rounds weight matrices to half precision when it saves them (`merkit_training.runs`);
-left as float32 in the graph, they would double a bundle for nothing. torch also folds long index
-ranges into constants. A Cast or a Range in their place restores them exactly, ONNX Runtime folds
-it away when it loads, and the arithmetic stays float32.
+Training rounds weight matrices when it saves them (`merkit_training.runs.rounded`): to half
+precision, or each row to 255 steps. Left as float32 in the graph, they would double or quadruple
+a bundle for nothing. torch also folds long index ranges into constants. A Cast, a Cast and a Mul,
+or a Range restores each exactly; ONNX Runtime folds them away when it loads, and the arithmetic
+stays float32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 SMALLEST = 1024  # elements; below that a node costs as much as it saves
+LEVELS = 127  # steps from zero to a row's largest value
 
 
 def compact(model: onnx.ModelProto) -> None:
@@ -24,7 +26,7 @@ def compact(model: onnx.ModelProto) -> None:
         if np.prod(tensor.dims) < SMALLEST:
             kept.append(tensor)
         elif tensor.data_type == TensorProto.FLOAT:
-            kept.append(_halved(tensor, made))
+            kept.extend(_stepped(tensor, made) or [_halved(tensor, made)])
         elif tensor.data_type == TensorProto.INT64 and len(tensor.dims) == 1:
             kept.extend(_counted(tensor, made))
         else:
@@ -33,6 +35,23 @@ def compact(model: onnx.ModelProto) -> None:
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(kept)
     graph.node.extend(nodes)
+
+
+def _stepped(tensor: onnx.TensorProto, made: list[onnx.NodeProto]) -> list[onnx.TensorProto]:
+    """Steps in int8 and their sizes, with what multiplies them in `made`, if each row or column
+    lies on 255 steps up to its largest value; else nothing."""
+    values = numpy_helper.to_array(tensor)
+    for axis in {0, values.ndim - 1} if values.ndim > 1 else ():
+        others = tuple(i for i in range(values.ndim) if i != axis)
+        size = np.abs(values).max(axis=others, keepdims=True) / np.float32(LEVELS)
+        steps = np.rint(np.divide(values, size, out=np.zeros_like(values), where=size > 0))
+        if np.array_equal(steps * size, values):
+            names = [f"{tensor.name}.{key}" for key in ("steps", "float", "size")]
+            made.append(helper.make_node("Cast", names[:1], names[1:2], to=TensorProto.FLOAT))
+            made.append(helper.make_node("Mul", names[1:], [tensor.name]))
+            counted = numpy_helper.from_array(steps.astype(np.int8), names[0])
+            return [counted, numpy_helper.from_array(size, names[2])]
+    return []
 
 
 def _halved(tensor: onnx.TensorProto, made: list[onnx.NodeProto]) -> onnx.TensorProto:

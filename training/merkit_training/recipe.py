@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError
@@ -40,10 +40,11 @@ TABLES = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run is called and the seed that all of its stages derive theirs from."""
+    """What a run is called, the seed that all of its stages derive theirs from, and its grain."""
 
     name: str = "tiny"
     seed: Natural = 0
+    weights: Literal["float16", "int8"] = "float16"  # what encoders are rounded to when saved
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputE
 from merkit_training.recipe import Recipe
 
 CARD, CONFIG, MODEL = "card.json", "config.json", "model.safetensors"
-HALF_FROM = 1024  # elements; smaller tensors (biases, scales, statistics) stay float32
+ROUND_FROM = 1024  # elements; smaller tensors (biases, scales, statistics) stay float32
 PACKAGES = ("merkit", "torch", "transformers", "numpy", "opencv-python-headless", "tokenizers")
 """Packages whose version can change what a run computes."""
 
@@ -76,7 +76,8 @@ def save_step(
     folder = run / step
     write_json(folder / CONFIG, dict(config))
     temporary = folder / f"{MODEL}.tmp"
-    plain = {name: _stored(tensor) for name, tensor in tensors.items()}
+    weights = _weights(run, step)
+    plain = {name: rounded(tensor, weights) for name, tensor in tensors.items()}
     temporary.write_bytes(save(plain))  # save_file would let its owner alone read it
     temporary.replace(folder / MODEL)
     write_json(folder / CARD, dict(card))
@@ -109,12 +110,35 @@ def load_step_files(run: Path, step: str) -> tuple[dict[str, Any], dict[str, Ten
         ) from None
 
 
-def _stored(tensor: Tensor) -> Tensor:
-    """Weight matrices are rounded to half precision here, once, before anything is measured with
-    them, so that checkpoints and bundles hold the same values in half the bytes."""
+def rounded(tensor: Tensor, weights: str) -> Tensor:
+    """What is saved of a tensor: weight matrices are rounded here, once, before anything is
+    measured with them, so that checkpoints and bundles hold the same values in few bytes.
+
+    Args:
+        tensor: of the state dict; what is small, or no matrix of float32, stays as it is.
+        weights: `float16`, or `int8`: each row (output channel) on 255 steps up to its largest
+            value. A step has 12 bits, so that every value is exact in float32 and an exporter
+            finds the steps again (`merkit_export.compact`).
+    """
     plain = tensor.detach().clone().contiguous()
-    rounded = plain.dtype is torch.float32 and plain.numel() >= HALF_FROM
-    return plain.half() if rounded else plain
+    if plain.dtype is not torch.float32 or plain.numel() < ROUND_FROM:
+        return plain
+    if weights == "float16" or plain.ndim < 2:
+        return plain.half()
+    rows = plain.flatten(1)
+    bits = (rows.abs().amax(dim=1, keepdim=True) / 127).view(torch.int32)
+    step = ((bits + 0xFFF) >> 12 << 12).view(torch.float32)  # rounded up: no row exceeds 127 steps
+    count = torch.where(step > 0, rows / step, 0.0).round()
+    return (count * step).view_as(plain)
+
+
+def _weights(run: Path, step: str) -> str:
+    """What the run's recipe rounds this step's weights to."""
+    if step == "fusion":  # small, and its figures are measured before it is saved
+        return "float16"
+    path = run / "recipe.json"
+    table = read_json(path).get("run", {}) if path.exists() else {}
+    return str(table.get("weights", "float16"))
 
 
 class RunCard:
