@@ -215,7 +215,11 @@ def test_the_page_claims_no_more_than_was_measured(run: tuple[Path, dict[str, fl
     assert "synthetic" in text and "of 0.990" in text
     for gain in written["gain"].values():
         gain["beyond_spread"] = gain["beyond_chance"] = False
-    assert page(written, tables.TESTS).count("**No.**") == 3
+    written["systems"]["logistic regression"] = written["systems"]["vote"]
+    humbled = page(written, tables.TESTS)
+    assert humbled.count("**No.**") == 3
+    (rival,) = [line for line in humbled.splitlines() if line.startswith("- over logistic")]
+    assert rival.count("+0.000") == rival.count("within the spread") == 3
 
 
 def test_an_untrained_run_is_an_error(tmp_path: Path) -> None:

@@ -31,7 +31,11 @@ def page(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
         "`python -m merkit_training.fusion.tables RUN` prints this page.",
         _systems(tables, tests),
         "## Does the vote beat the best single feature group?",
-        *[_verdict(name, tables["gain"][name]) for name in tests],
+        "\n".join(_verdict(name, tables["gain"][name]) for name in tests),
+        "## And the simpler rivals?",
+        "Difference of the vote in WAF; one beyond the spread is larger than both standard "
+        "deviations together.",
+        "\n".join(_rival(tables, tests, rival) for rival in _rivals(tables)),
         "## Against the ceiling",
         "Accuracy beside the best that any classifier could reach from the generator's true "
         "parameters ([how](synthetic-corpus.md)).",
@@ -79,6 +83,23 @@ def _verdict(test: str, gain: Mapping[str, Any]) -> str:
     else:
         verdict = "**No.**"
     return f"- `{test}`: {measured} over {best}. {verdict}"
+
+
+def _rivals(tables: Mapping[str, Any]) -> list[str]:
+    """What a user could run instead of the vote: the best branch alone, or one plain model."""
+    return [tables["voters"][0], "mean probability", "logistic regression"]
+
+
+def _rival(tables: Mapping[str, Any], tests: Sequence[str], rival: str) -> str:
+    found = []
+    for test in tests:
+        vote, other = (tables["systems"][key][test] for key in ("vote", rival))
+        difference = vote["waf"] - other["waf"]
+        level = abs(difference) <= vote["sd"] + other["sd"]
+        found.append(
+            f"{difference:+.3f} on `{test}` ({'within' if level else 'beyond'} the spread)"
+        )
+    return f"- over {_title(rival, tables['voters'])}: {', '.join(found)}"
 
 
 def _ceilings(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
