@@ -41,8 +41,8 @@ class AudioConfig:
     """
 
     # HuBERT has seven convolutions of 512 channels, kernels 10 3 3 3 3 2 2, strides 5 2 2 2 2 2 2.
-    # At this size such a stack neither learns a spectrum in minutes nor runs fast: three layers,
-    # the first as wide as a spectrum's window, do both (docs/decisions.md).
+    # At this size such a stack does not learn a spectrum in minutes; three layers,
+    # the first as wide as a spectrum's window, do (docs/decisions.md).
     conv_channels: tuple[int, ...] = (256, 256, 128)
     conv_kernels: tuple[int, ...] = (400, 2, 1)  # samples, then frames of the layer before
     conv_strides: tuple[int, ...] = (160, 2, 1)  # their product is the hop: a frame each 20 ms
