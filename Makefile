@@ -11,6 +11,7 @@ BUNDLE ?= triton_repo/models
 RECIPE ?= training/recipes/tiny.toml
 CORPUS ?= data/tiny
 RUN ?= runs/tiny
+TESTS_OF := test_multi test_semi test_noise
 
 # ONNX Runtime's wheels report usage by themselves; nothing here shall.
 export ORT_DISABLE_TELEMETRY := 1
