@@ -30,8 +30,10 @@ LOCK := pyproject.toml constraints.txt
 .PHONY: demo test check bundle bench serve triton install clean
 
 demo: .venv/.demo  ## predict the sample clip with the checked-in bundle; no torch
-	$(BIN)/merkit predict docs/media/sample.mp4 --text "$$(cat docs/media/sample.txt)" \
+	@mkdir -p out
+	@$(BIN)/merkit predict docs/media/sample.mp4 --text "$$(cat docs/media/sample.txt)" \
 	  --bundle $(BUNDLE) --report out/demo.html
+	@echo "report: out/demo.html"
 
 test: .venv/.dev .venv-triton/.ready  ## the whole suite, the real Triton server included
 	$(BIN)/python -m pytest $(TESTS)
@@ -65,19 +67,22 @@ clean:  ## environments, builds and outputs; never data/ or runs/
 	rm -rf .venv .venv-triton dist out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .venv/bin/python:
-	$(call MAKE_ENV,.venv)
+	@$(call MAKE_ENV,.venv)
 
 .venv/.demo: $(LOCK) | .venv/bin/python
-	$(call INSTALL,.venv) -c constraints.txt -e '.[demo]'
-	touch $@
+	@echo "installing what inference needs into .venv"
+	@$(call INSTALL,.venv) -c constraints.txt -e '.[demo]'
+	@touch $@
 
 .venv/.dev: $(LOCK) | .venv/bin/python
-	$(call INSTALL,.venv) $(INDEX) -c constraints.txt -e '.[dev]'
-	touch $@ .venv/.demo
+	@echo "installing what training, export and the tests need into .venv"
+	@$(call INSTALL,.venv) $(INDEX) -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/.demo
 
 # The wheel's server wants numpy<2 and so an environment of its own.
 .venv-triton/.ready: triton_repo/requirements.txt
-	$(call MAKE_ENV,.venv-triton)
-	$(call INSTALL,.venv-triton) -r triton_repo/requirements.txt || \
+	@echo "installing Triton's wheel into .venv-triton"
+	@$(call MAKE_ENV,.venv-triton)
+	@$(call INSTALL,.venv-triton) -r triton_repo/requirements.txt || \
 	  echo "no Triton wheel for this platform: tests that serve will be skipped"
-	touch $@
+	@touch $@
