@@ -33,7 +33,6 @@ demo: .venv/.demo  ## predict the sample clip with the checked-in bundle; no tor
 	@mkdir -p out
 	@$(BIN)/merkit predict docs/media/sample.mp4 --text "$$(cat docs/media/sample.txt)" \
 	  --bundle $(BUNDLE) --report out/demo.html
-	@echo "report: out/demo.html"
 
 test: .venv/.dev .venv-triton/.ready  ## the whole suite, the real Triton server included
 	$(BIN)/python -m pytest $(TESTS)
