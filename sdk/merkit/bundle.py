@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from merkit.contract import SCHEMA_VERSION, Contract, StepSpec, canonical
-from merkit.errors import BundleCorruptError, BundleNotFoundError
+from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputError
 
 MANIFEST = "bundle.json"
 DEPLOYMENT_NAMES = ("config.pbtxt", "model.py", ".gitkeep")
@@ -57,9 +57,14 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Opens a bundle and checks every content file against the manifest.
 
     Raises:
+        InvalidInputError: `path` is no path.
         BundleNotFoundError: no folder, or no manifest in it.
         BundleCorruptError: a manifest of another schema, or a file missing or changed.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(
+            f"the bundle is a {type(path).__name__}", "a path", "give the bundle's folder"
+        )
     root = Path(path)
     manifest = _read_manifest(root)
     if manifest.get("schema") != SCHEMA_VERSION:
@@ -68,6 +73,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             f"schema {SCHEMA_VERSION}",
             "export the bundle again with this version of merkit",
         )
+    _check_details(manifest, root)
     contract = Contract.from_json(manifest.get("contract"), str(root / MANIFEST))
     if manifest.get("contract_id") != contract.contract_id:
         raise BundleCorruptError(
@@ -157,6 +163,23 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise BundleCorruptError(f"{path} holds {type(manifest).__name__}", "an object", RESTORE)
     return manifest
+
+
+def _check_details(manifest: Mapping[str, Any], root: Path) -> None:
+    """What later readers rely on; the hash of the contract does not cover it."""
+    voters = manifest.get("voters", [])
+    well_formed = {
+        "bundle_id": isinstance(manifest.get("bundle_id"), str),
+        "step_digests": isinstance(manifest.get("step_digests"), dict),
+        "voters": isinstance(voters, list)
+        and all(isinstance(voter, dict) and "name" in voter for voter in voters),
+    }
+    for name in (name for name, good in well_formed.items() if not good):
+        raise BundleCorruptError(
+            f"{name!r} in {root / MANIFEST} is missing or malformed",
+            "what merkit-export writes there",
+            RESTORE,
+        )
 
 
 def _content_table(manifest: Mapping[str, Any], root: Path) -> dict[str, dict[str, Any]]:

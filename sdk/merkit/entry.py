@@ -156,6 +156,10 @@ def _clip_bytes(media: Any, limits: Limits) -> NDArray[np.uint8]:
 
 def _read(path: Path, limits: Limits) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise ClipUnreadableError(
+                f"{path} is not a file", "a readable media file", "give the path of one clip"
+            )
         _check_size(path.stat().st_size, limits)
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -123,7 +123,11 @@ class Report:
 
 def check_target(path: Path) -> None:
     """Refuses a path that no file could take: replacing a device or a pipe would destroy it."""
-    if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+    try:
+        good = path.parent.is_dir() and (path.is_file() or not path.exists())
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        good = False
+    if not good:
         raise InvalidInputError(
             f"the report cannot be written to {path}",
             "a file, new or to be replaced, in an existing folder",

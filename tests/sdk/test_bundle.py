@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merkit.bundle import MANIFEST, Bundle, content_files, open_bundle, write_manifest
-from merkit.errors import BundleCorruptError, BundleError, BundleNotFoundError
+from merkit.errors import BundleCorruptError, BundleError, BundleNotFoundError, InvalidInputError
 
 
 @pytest.fixture
@@ -116,3 +116,17 @@ def test_deployment_files_are_no_content(copied: Path, toy_bundle: Bundle) -> No
 def test_writing_a_manifest_leaves_no_temporary_file(copied: Path, toy_bundle: Bundle) -> None:
     write_manifest(copied, toy_bundle.contract, {"a": "b"}, {"name": "again"})
     assert [path.name for path in copied.iterdir() if path.is_file()] == [MANIFEST]
+
+
+@pytest.mark.parametrize("name", ["bundle_id", "step_digests", "voters"])
+def test_a_malformed_detail_is_refused(toy_bundle: Bundle, tmp_path: Path, name: str) -> None:
+    manifest = dict(toy_bundle.manifest) | {name: 5}
+    (tmp_path / "bundle.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(BundleCorruptError, match=name):
+        open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"triton_repo"])
+def test_a_path_of_the_wrong_type_is_refused(path: Any) -> None:
+    with pytest.raises(InvalidInputError, match="a path"):
+        open_bundle(path)

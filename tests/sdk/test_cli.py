@@ -251,3 +251,38 @@ def test_a_terminal_without_unicode_gets_plain_bars(toy_bundle: Bundle) -> None:
     )
     assert b"####" in found.stdout
     assert found.stdout.isascii()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_stays_json_whatever_stdout_can_encode(toy_bundle: Bundle, encoding: str) -> None:
+    words = "é 😀 太"
+    done = _shell(toy_bundle, "--json", words=words, PYTHONIOENCODING=encoding)
+    assert json.loads(done.stdout.decode(encoding))["transcript"] == words
+
+
+def test_with_stdout_or_stderr_closed_nothing_goes_astray(toy_bundle: Bundle) -> None:
+    assert _shell(toy_bundle, redirect=">&-").stderr == b""
+    failed = _shell(toy_bundle, "missing.mp4", redirect="2>&-")
+    assert (failed.returncode, failed.stdout) == (1, b"")
+
+
+def _shell(
+    bundle: Bundle, *more: str, words: str = "hi", redirect: str = "", **variables: str
+) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "merkit.cli", "predict", "--text", words, *more]
+    command += ["--bundle", str(bundle.root)]
+    return subprocess.run(
+        ["sh", "-c", f'"$@" {redirect}', "sh", *command],
+        capture_output=True,
+        env=os.environ | variables,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_report_name_that_no_file_can_have(run: Run, toy_bundle: Bundle) -> None:
+    status, out, err = run(
+        "predict", "--text", "x", "--bundle", toy_bundle.root, "--report", "a" * 300
+    )
+    assert (status, out) == (1, "")
+    assert "InvalidInputError" in err

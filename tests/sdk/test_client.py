@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,3 +248,16 @@ def test_connecting_with_a_fall_back_while_the_server_is_down(toy_bundle: Bundle
         merkit.connect(url, deadline=1.0)
     with pytest.raises(ContractMismatchError, match="fall-back"):
         merkit.connect(url, fallback=toy_bundle.root, contract_id="0" * 32, deadline=1.0)
+
+
+def test_a_pipe_or_device_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    client = Client(CannedBackend([HAPPY]), decode="server")
+    for path in (tmp_path / "pipe.mp4", "/dev/zero", tmp_path):
+        with pytest.raises(ClipUnreadableError, match="is not a file"):
+            client.predict(path)
+
+
+def test_providers_given_as_a_string_are_refused(toy_bundle: Bundle) -> None:
+    with pytest.raises(InvalidInputError, match="a list"):
+        merkit.load(toy_bundle.root, providers="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 import time
@@ -236,9 +237,10 @@ def test_a_wrong_url_is_refused(url: str) -> None:
         TritonBackend(url)
 
 
-def test_a_wrong_deadline_is_refused() -> None:
-    with pytest.raises(InvalidInputError):
-        TritonBackend("grpc://127.0.0.1:1", deadline=0)
+@pytest.mark.parametrize("deadline", [0, -1, math.nan, math.inf, 1e300, "3", None])
+def test_a_wrong_deadline_is_refused(deadline: Any) -> None:
+    with pytest.raises(InvalidInputError, match="deadline"):
+        TritonBackend("grpc://127.0.0.1:1", deadline=deadline)
 
 
 def test_tensors_are_checked_before_they_are_sent(fake: tuple[FakeTriton, str]) -> None:

@@ -51,6 +51,10 @@ class EmbeddedBackend:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
     ) -> None:
+        if isinstance(providers, str):
+            raise InvalidInputError(
+                f"providers is the string {providers!r}", "a list", f"give [{providers!r}]"
+            )
         budget = _usable_cores() if threads is None else threads
         if budget < 1:
             raise InvalidInputError(f"threads is {threads}", "at least 1", "give a thread budget")

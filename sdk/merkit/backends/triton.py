@@ -42,6 +42,7 @@ T = TypeVar("T")
 ENTRIES = {frozenset(BYTES_IN): "merkit", frozenset(DECODED_IN): "merkit_decoded"}
 """The ensemble for each set of entry tensors."""
 
+MAX_DEADLINE = 24 * 3600  # gRPC takes a deadline too large for its clock for one that has passed
 RETRIES = 4  # attempts after the first, while the deadline allows
 FIRST_BACKOFF = 0.05  # seconds; doubles, with full jitter
 MAX_MESSAGE_BYTES = 2**31 - 1  # protobuf's own limit; both directions
@@ -66,7 +67,7 @@ class TritonBackend:
         breaker: stops calls to a server that does not answer; default: after five in a row.
 
     Raises:
-        InvalidInputError: a url of another scheme or without a port, or a deadline not above 0.
+        InvalidInputError: a url of another scheme or without a port, or a deadline out of range.
         ServerUnavailableError: nothing answers at the address.
         ServerNotReadyError: a server answers, but it does not serve a bundle, or not yet.
         ContractMismatchError: it serves another contract, or none that can be read.
@@ -81,8 +82,12 @@ class TritonBackend:
         breaker: CircuitBreaker | None = None,
     ) -> None:
         self._address = _address(url)
-        if not deadline > 0:
-            raise InvalidInputError(f"a deadline of {deadline}", "more than 0 s", "raise it")
+        if not (isinstance(deadline, int | float) and 0 < deadline <= MAX_DEADLINE):
+            raise InvalidInputError(
+                f"a deadline of {deadline!r}",
+                f"seconds, more than 0 and at most {MAX_DEADLINE}",
+                "give the seconds to wait for each answer",
+            )
         self.url, self.deadline = url, deadline
         self._grpc = _grpc_client()
         self._breaker = breaker or CircuitBreaker()

@@ -32,6 +32,9 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
+    # Closed by the caller they are None, and what is meant for one would go to the other.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (open until the end)
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     parser = _parser()
     args = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -194,8 +197,7 @@ def _show(clip: Clip, answer: Prediction | MerkitError, as_json: bool, first: bo
     elif as_json:
         print(_json(answer.to_json()), flush=True)
     else:
-        unicode = "utf" in (sys.stdout.encoding or "").lower()
-        print(("" if first else "\n") + table(answer, unicode=unicode), flush=True)
+        print(("" if first else "\n") + table(answer, unicode=_unicode()), flush=True)
 
 
 def error_json(error: MerkitError) -> dict[str, str]:
@@ -223,7 +225,7 @@ def _inspect(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
 
     bundle = open_bundle(args.bundle)
     if args.json:
-        print(json.dumps(summary(bundle), indent=1, ensure_ascii=False))
+        print(_json(summary(bundle), indent=1))
     else:
         _print_all(describe(bundle))
     return 0
@@ -245,8 +247,13 @@ def _print_all(lines: Iterable[str]) -> None:
         print(line)
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _json(value: object, indent: int | None = None) -> str:
+    """JSON in what stdout can encode: its own error handler's escapes would not be JSON's."""
+    return json.dumps(value, ensure_ascii=not _unicode(), indent=indent)
+
+
+def _unicode() -> bool:
+    return "utf" in (sys.stdout.encoding or "").lower()
 
 
 def _complain(error: MerkitError, source: str = "") -> None:
