@@ -17,6 +17,7 @@ TESTS_OF := test_multi test_semi test_noise
 export ORT_DISABLE_TELEMETRY := 1
 
 BIN := .venv/bin
+PLATFORM := $(shell uname -s -m)
 FLAGS := --disable-pip-version-check --quiet
 # pip of the environment $(1); where it has none (no ensurepip), the interpreter's own pip
 PIP_OF = $$($(1)/bin/python -m pip --version >/dev/null 2>&1 && echo $(1)/bin/python -m pip \
@@ -27,7 +28,7 @@ INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PACKAGES := sdk training export benchmarks
 LOCK := pyproject.toml constraints.txt
 
-.PHONY: demo test check bundle bench serve triton install clean
+.PHONY: demo test check bundle bench agreement serve triton install clean
 
 demo: .venv/.demo  ## predict the sample clip with the checked-in bundle; no torch
 	@mkdir -p out
@@ -35,7 +36,8 @@ demo: .venv/.demo  ## predict the sample clip with the checked-in bundle; no tor
 	  --bundle $(BUNDLE) --report out/demo.html
 
 test: .venv/.dev .venv-triton/.ready  ## the whole suite, the real Triton server included
-	$(BIN)/python -m pytest $(TESTS)
+	$(if $(filter Linux,$(PLATFORM)),$(if $(filter x86_64,$(PLATFORM)),MERKIT_TESTS_NEED_TRITON=1)) \
+	  $(BIN)/python -m pytest $(TESTS)
 
 check: .venv/.dev  ## lint, types, layers, wheel contents
 	$(BIN)/ruff check $(PACKAGES) tests
@@ -45,7 +47,7 @@ check: .venv/.dev  ## lint, types, layers, wheel contents
 	rm -rf dist && $(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	$(BIN)/check-wheel-contents dist/*.whl
 
-bundle: .venv/.dev  ## corpus, training, export, proof: rewrites $(BUNDLE); about an hour
+bundle: .venv/.dev  ## corpus, training, export, proof: rewrites $(BUNDLE)
 	$(BIN)/merkit-train synth $(CORPUS) --recipe $(RECIPE)
 	$(BIN)/merkit-train run $(RECIPE) --corpus $(CORPUS) --out $(RUN)
 	$(BIN)/merkit-export build $(RUN) --out $(BUNDLE)
@@ -54,6 +56,10 @@ bundle: .venv/.dev  ## corpus, training, export, proof: rewrites $(BUNDLE); abou
 
 bench: .venv/.dev .venv-triton/.ready  ## PyTorch, embedded and Triton side by side
 	$(BIN)/python -m merkit_bench --bundle $(BUNDLE) --run $(RUN) --out out/bench
+
+agreement: .venv/.dev .venv-triton/.ready  ## served against embedded on whole test splits
+	$(BIN)/python -m merkit_bench.agreement --bundle $(BUNDLE) \
+	  --clips $(TESTS_OF:%=$(CORPUS)/clips/%) > docs/agreement.md
 
 serve: .venv/.dev .venv-triton/.ready  ## the checked-in bundle on Triton, loopback
 	$(BIN)/merkit serve $(BUNDLE)
@@ -66,6 +72,8 @@ clean:  ## environments, builds and outputs; never data/ or runs/
 	rm -rf .venv .venv-triton dist out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is not Python 3.11 or newer: run make PYTHON=python3.11 ..."; exit 1; }
 	@$(call MAKE_ENV,.venv)
 
 .venv/.demo: $(LOCK) | .venv/bin/python
@@ -82,6 +90,6 @@ clean:  ## environments, builds and outputs; never data/ or runs/
 .venv-triton/.ready: triton_repo/requirements.txt
 	@echo "installing Triton's wheel into .venv-triton"
 	@$(call MAKE_ENV,.venv-triton)
-	@$(call INSTALL,.venv-triton) -r triton_repo/requirements.txt || \
-	  echo "no Triton wheel for this platform: tests that serve will be skipped"
+	@if [ "$(PLATFORM)" = "Linux x86_64" ]; then $(call INSTALL,.venv-triton) -r triton_repo/requirements.txt; \
+	  else echo "no Triton wheel for $(PLATFORM): tests that serve will be skipped"; fi
 	@touch $@

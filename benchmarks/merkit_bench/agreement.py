@@ -21,6 +21,15 @@ from merkit.serving import Server
 
 TOLERANCE = 1e-5
 WORKERS = 2
+HEAD = """# Served against embedded
+
+Written by `make agreement`; do not edit. Every clip of each split, from its file, through
+`merkit.load(bundle)` and through a real Triton with decoding on the server: the largest
+difference of any score of the outcome or of any branch's vote.
+
+| split | clips | same label | largest difference |
+| --- | ---: | ---: | ---: |
+"""
 
 
 def clips(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -66,7 +75,7 @@ def compare(bundle: Path, folders: list[Path]) -> list[str]:
 
 
 def main() -> int:
-    """Prints a Markdown table; exit status 1 when anything exceeds the tolerance."""
+    """Prints a Markdown page; exit status 1 when anything exceeds the tolerance."""
     parser = argparse.ArgumentParser(prog="merkit_bench.agreement", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=Path("triton_repo/models"))
     parser.add_argument("--clips", type=Path, nargs="+", required=True, help="folders of splits")
@@ -76,8 +85,7 @@ def main() -> int:
     except MerkitError as error:
         print(f"merkit_bench.agreement: {error}", file=sys.stderr)
         return 2
-    print("| split | clips | same label | largest difference |\n| --- | ---: | ---: | ---: |")
-    print("\n".join(rows))
+    print(HEAD + "\n".join(rows))
     return int(any("exceeds" in row for row in rows))
 
 
