@@ -7,7 +7,7 @@ another resampler, another token. So each clip of a split is predicted twice fro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,19 +49,20 @@ def clips_of(folder: Path, limit: int = 0) -> list[NamedClip]:
     return [(path.stem, path, texts.get(path.stem, "")) for path in paths[: limit or None]]
 
 
-def compare_clips(bundle: Bundle, run: Path, clips: Iterable[NamedClip]) -> OutcomeParity:
+def compare_clips(bundle: Bundle, run: Path, clips: Sequence[NamedClip]) -> OutcomeParity:
     """Predicts every clip with the run in torch and with the bundle, each through a client."""
     report = OutcomeParity()
+    requests = [merkit.Clip(path, text) for _, path, text in clips]
     loaded = merkit.load(bundle.root, providers=["cpu"], threads=THREADS)
     with loaded, merkit.Client(TorchBackend(run)) as reference:
-        for name, path, text in tqdm(clips, desc="parity", unit="clip", disable=None):
-            report.add(name, *(_answer(c, path, text) for c in (reference, loaded)))
+        pairs = zip(reference.predict_many(requests), loaded.predict_many(requests), strict=True)
+        progress = tqdm(pairs, desc="parity", total=len(clips), unit="clip", disable=None)
+        for (name, _, _), (want, got) in zip(clips, progress, strict=True):
+            report.add(name, _answer(want), _answer(got))
     return report
 
 
-def _answer(client: merkit.Client, path: Path, text: str) -> Answer | str:
-    try:
-        prediction = client.predict(path, text)
-    except MerkitError as error:
-        return type(error).__name__
-    return prediction.label, np.array(list(prediction.scores.values()), np.float32)
+def _answer(found: merkit.Prediction | MerkitError) -> Answer | str:
+    if isinstance(found, MerkitError):
+        return type(found).__name__
+    return found.label, np.array(list(found.scores.values()), np.float32)
