@@ -52,6 +52,15 @@ def test_a_stray_detection_is_no_face() -> None:
     assert faces.boxes.shape == (0, 4)
 
 
+def test_one_detection_left_of_two_is_a_stray() -> None:
+    frames = noise(3)
+    frames[1] = 128  # a smear
+    box = (50.0, 40.0, 30.0, 30.0)
+    times = np.arange(3, dtype=np.float32)
+    assert len(find_faces(frames, times, P, Scripted([box], [box], []))) == 0
+    assert len(find_faces(frames[:1], times[:1], P, Scripted([box]))) == 1
+
+
 def test_detections_far_apart_are_two_strays() -> None:
     assert len(find([(0, 0, 30, 30)], [], [(150, 80, 30, 30)])) == 0
 

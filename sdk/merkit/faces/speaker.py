@@ -2,7 +2,7 @@
 
 A detector alone reports bystanders, posters and now and then a patch of wall. Detections are
 joined into tracks over the sampled frames; the speaker's is the longest, then the largest, then
-the most central (seed 3.1), and a track of too few detections is stray. No face means no crops,
+the most central (seed 3.1), and a track of too few usable detections is stray. No face means no crops,
 never a crop of zeros.
 """
 
@@ -99,7 +99,8 @@ def find_faces(
         return no_faces(p)
     height, width = frames.shape[1:3]
     speaker = max(tracks, key=lambda track: track.rank(width, height))
-    return _cropped(frames, times, speaker.seen, p)
+    faces = _cropped(frames, times, speaker.seen, p)
+    return faces if len(faces) >= least else no_faces(p)
 
 
 @dataclass(frozen=True)
