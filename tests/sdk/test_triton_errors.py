@@ -342,3 +342,38 @@ def test_an_error_of_the_clip_does_not_open_the_breaker(fake: tuple[FakeTriton, 
         with pytest.raises(NoEvidenceError):
             backend.infer(decoded_entry())
     backend.close()
+
+
+def test_a_frozen_server_opens_the_breaker(fake: tuple[FakeTriton, str]) -> None:
+    servicer, url = fake
+    breaker = CircuitBreaker(threshold=2, cooldown=60)
+    backend = TritonBackend(url, deadline=0.2, breaker=breaker)
+    servicer.infer = lambda _: time.sleep(0.5)
+    for _ in range(2):
+        with pytest.raises(DeadlineExceededError):
+            backend.infer(decoded_entry())
+    start = time.monotonic()
+    with pytest.raises(ServerUnavailableError, match="in a row"):
+        backend.infer(decoded_entry())
+    assert time.monotonic() - start < 0.1
+    backend.close()
+
+
+def test_an_interrupted_call_says_nothing_of_the_server(
+    fake: tuple[FakeTriton, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaker = CircuitBreaker(threshold=2, cooldown=60)
+    backend = TritonBackend(fake[1], breaker=breaker)
+
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    breaker.failed()
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "_ask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            backend.infer(decoded_entry())
+    assert breaker.remaining() == 0, "it was not counted"
+    breaker.failed()
+    assert breaker.remaining() > 0, "nor was the failure before it forgotten"
+    backend.close()

@@ -28,6 +28,7 @@ from merkit.errors import (
     BundleCorruptError,
     ClipLimitError,
     ContractMismatchError,
+    DeadlineExceededError,
     InferenceError,
     InvalidInputError,
     MissingExtraError,
@@ -152,14 +153,14 @@ class TritonBackend:
             )
         try:
             answer = self._ask(call)
-        except (ServerUnavailableError, ServerNotReadyError):
+        except (ServerUnavailableError, ServerNotReadyError, DeadlineExceededError):
             self._breaker.failed()
             raise
         except InvalidInputError:
             self._breaker.succeeded()
             self._check_unchanged()
             raise
-        except BaseException:
+        except Exception:  # it did answer; Ctrl-C, which says nothing of the server, passes by
             self._breaker.succeeded()
             raise
         self._breaker.succeeded()
