@@ -55,7 +55,8 @@ bundle: .venv/.dev  ## corpus, training, export, proof: rewrites $(BUNDLE)
 		$(foreach split,multi semi noise,--clips $(CORPUS)/clips/test_$(split))
 
 bench: .venv/.dev .venv-triton/.ready  ## PyTorch, embedded and Triton side by side
-	$(BIN)/python -m merkit_bench --bundle $(BUNDLE) --run $(RUN) --out out/bench
+	$(BIN)/python -m merkit_bench --bundle $(BUNDLE) --run $(RUN) --out out/bench \
+	  $(if $(wildcard $(CORPUS)/clips/test_multi),--split $(CORPUS)/clips/test_multi)
 
 agreement: .venv/.dev .venv-triton/.ready  ## served against embedded on whole test splits
 	$(BIN)/python -m merkit_bench.agreement --bundle $(BUNDLE) \

@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 
-from merkit.errors import ClipNotFoundError, MerkitError
+from merkit.errors import MerkitError
+from merkit_bench.agreement import read_clips
 from merkit_bench.contest import contest
 from merkit_bench.summary import markdown, summarise, write
 
@@ -23,9 +25,9 @@ def main() -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="PyTorch checkpoints")
     parser.add_argument("--recipe", type=Path, default=Path("training/recipes/tiny.toml"))
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    parser.add_argument("--clips", type=Path, nargs="*", default=[SAMPLE])
-    parser.add_argument("--text", default=SAMPLE.with_suffix(".txt").read_text("utf-8").strip())
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--split", type=Path, help="a split of the corpus; default: the sample")
+    parser.add_argument("--count", type=int, default=12, help="clips of the split")
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     args = parser.parse_args()
@@ -38,21 +40,21 @@ def main() -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """The contest on checked arguments."""
-    for clip in args.clips:
-        if not clip.is_file():
-            raise ClipNotFoundError(f"there is no file {clip}", "clips", "give --clips FILE...")
-    clips: list[tuple[Path | None, str | None]] = [(clip, args.text) for clip in args.clips]
+    if args.split:
+        clips = list(islice(read_clips(args.split), args.count))
+    else:
+        clips = [(SAMPLE, SAMPLE.with_suffix(".txt").read_text("utf-8").strip())]
     with tempfile.TemporaryDirectory() as scratch:
-        run, weights = args.run, "Trained weights throughout."
+        run, trained = args.run, True
         if "torch" in args.only and not (run / "fusion" / "card.json").is_file():
             from merkit_training.recipe import load_recipe
             from merkit_training.untrained import write_untrained_run
 
             run = write_untrained_run(load_recipe(args.recipe), Path(scratch) / "run")
-            weights = "No run at hand: torch has random weights of the same shapes."
+            trained = False
         tallies = contest(args.only, clips, args.rounds, args.bundle, run, args.threads)
     about = {"clips": len(clips), "rounds": args.rounds, "threads": args.threads}
-    result = summarise(tallies, {**about, "weights": weights})
+    result = summarise(tallies, {**about, "trained": trained})
     write(result, args.out)
     print(markdown(result))
     return 0

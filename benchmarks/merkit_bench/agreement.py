@@ -32,7 +32,7 @@ difference of any score of the outcome or of any branch's vote.
 """
 
 
-def clips(folder: Path) -> Iterator[tuple[Path, str]]:
+def read_clips(folder: Path) -> Iterator[tuple[Path, str]]:
     """Each clip of a split in MER's layout, with its transcript."""
     table = folder / "transcripts.csv"
     if not table.is_file():
@@ -65,7 +65,7 @@ def compare(bundle: Path, folders: list[Path]) -> list[str]:
 
         with ThreadPoolExecutor(WORKERS) as pool:
             for folder in folders:
-                found = list(clips(folder))
+                found = list(read_clips(folder))
                 results = list(tqdm(pool.map(gap, found), total=len(found), desc=folder.name))
                 same, worst = sum(r[0] for r in results), max(r[1] for r in results)
                 rows.append(f"| {folder.name} | {len(found)} | {same} | {worst:.1e} |")

@@ -80,7 +80,7 @@ class Contender:
 
 def contest(
     names: Sequence[str],
-    clips: Sequence[tuple[Path | None, str | None]],
+    clips: Sequence[tuple[Path | None, str | None]] | Sequence[tuple[Path, str]],
     rounds: int,
     bundle: Path,
     run: Path,

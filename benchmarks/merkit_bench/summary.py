@@ -58,19 +58,23 @@ def markdown(result: Mapping[str, Any]) -> str:
     base = next(iter(contenders))
     lines = [
         f"{about['clips']} clips, {about['rounds']} rounds, contenders in turn in one run; "
-        f"{about['threads']} threads, {about['cpu']}, {about['cores']} cores. {about['weights']}",
+        f"{about['threads']} threads, {about['cpu']}, {about['cores']} cores. Peak MB adds up the "
+        "peaks of all processes, so what they share counts more than once.",
         "",
         f"| contender | p50 ms | p95 ms | p99 ms | {base} / it (median of pairs) | peak MB "
         "| cold start s | labels equal | largest gap |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in contenders.items():
+        same = "yes" if row["same_labels"] else "NO"
+        agreement = f"{same} | {row['max_score_gap']:.1e}" if about["trained"] else "– | –"
         times = " | ".join(f"{row['end_to_end_ms'][f'p{q}']:.1f}" for q in PERCENTILES)
         lines.append(
             f"| {name} | {times} | {row['ratio_p50']:.2f} | {row['peak_mb']:.0f} "
-            f"| {row['cold_start_s']:.1f} | {'yes' if row['same_labels'] else 'NO'} "
-            f"| {row['max_score_gap']:.1e} |"
+            f"| {row['cold_start_s']:.1f} | {agreement} |"
         )
+    if not about["trained"]:
+        lines += ["", "There was no run: torch has random weights of the same shapes."]
     steps = sorted({step for row in contenders.values() for step in row["steps_ms"]})
     lines += ["", "| step, p50 ms | " + " | ".join(contenders) + " |"]
     lines += ["|---" * (1 + len(contenders)) + "|"]

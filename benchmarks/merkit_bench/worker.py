@@ -34,9 +34,10 @@ def contender(name: str, bundle: str, run: str, threads: int) -> Iterator[Client
         with Client(TorchBackend(Path(run))) as client:
             yield client
     else:
-        from merkit.serving import Server
+        from merkit.serving import ServeOptions, Server
 
-        with Server(bundle) as server, merkit.connect(server.grpc) as client:
+        options = ServeOptions(threads=threads)
+        with Server(bundle, options) as server, merkit.connect(server.grpc) as client:
             yield client
 
 

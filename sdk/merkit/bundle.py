@@ -18,6 +18,7 @@ from typing import Any
 
 from merkit.contract import SCHEMA_VERSION, Contract, StepSpec, canonical
 from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputError
+from merkit.pipeline import BYTES_IN, OUTCOME, cut
 
 MANIFEST = "bundle.json"
 DEPLOYMENT_NAMES = ("config.pbtxt", "model.py", ".gitkeep")
@@ -89,6 +90,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
                 f"{step.name}/1/model.onnx among its content",
                 RESTORE,
             )
+    _check_whole(manifest, content, contract, root)
     for name, entry in content.items():
         _check_file(root, name, entry)
     return Bundle(root, contract, manifest)
@@ -115,7 +117,7 @@ def write_manifest(
     manifest = {
         "schema": SCHEMA_VERSION,
         "contract_id": contract.contract_id,
-        "bundle_id": hashlib.sha256(canonical(dict(step_digests))).hexdigest()[:32],
+        "bundle_id": _identity(step_digests),
         **details,
         "step_digests": dict(step_digests),
         "content": content,
@@ -180,6 +182,28 @@ def _check_details(manifest: Mapping[str, Any], root: Path) -> None:
             "what merkit-export writes there",
             RESTORE,
         )
+
+
+def _identity(step_digests: Mapping[str, str]) -> str:
+    return hashlib.sha256(canonical(dict(step_digests))).hexdigest()[:32]
+
+
+def _check_whole(
+    manifest: Mapping[str, Any], content: Mapping[str, Any], contract: Contract, root: Path
+) -> None:
+    """Refuses what would answer although it is not the bundle that was written."""
+    where = root / MANIFEST
+    if manifest["bundle_id"] != (expected := _identity(manifest["step_digests"])):
+        found = f"{where} states bundle_id {manifest['bundle_id']!r}"
+        raise BundleCorruptError(found, f"{expected}, the hash of its step digests", RESTORE)
+    if unlisted := sorted(set(content_files(root)) - set(content)):
+        found = f"{root} holds {unlisted[0]}, which the manifest does not list"
+        raise BundleCorruptError(found, "listed content alone", f"remove it, or {RESTORE}")
+    try:
+        cut(contract.steps, BYTES_IN, OUTCOME)
+    except InvalidInputError as error:
+        found = f"the steps in {where} do not lead from a clip to an answer ({error.found})"
+        raise BundleCorruptError(found, "a whole pipeline", RESTORE) from None
 
 
 def _content_table(manifest: Mapping[str, Any], root: Path) -> dict[str, dict[str, Any]]:

@@ -35,7 +35,7 @@ def test_a_contender_that_dies_ends_the_contest(tmp_path: Path) -> None:
 
 def test_ratios_are_medians_of_pairs_and_gaps_are_found(tmp_path: Path) -> None:
     tallies = {"torch": tally(10, 20, 90), "embedded": tally(5, 5, 30, happy=0.5)}
-    result = summarise(tallies, {"clips": 1, "rounds": 3, "threads": 1, "weights": ""})
+    result = summarise(tallies, {"clips": 1, "rounds": 3, "threads": 1, "trained": True})
     rows = result["contenders"]
     assert rows["embedded"]["ratio_p50"] == pytest.approx(3.0)  # of 2, 4 and 3
     assert rows["torch"]["ratio_p50"] == pytest.approx(1.0)

@@ -79,6 +79,11 @@ def test_names_that_lead_out_of_the_bundle_are_refused(copied: Path, name: str) 
         (lambda m: m.pop("content"), "content table"),
         (lambda m: m["content"].pop("fusion/1/model.onnx"), "no model for the step 'fusion'"),
         (lambda m: m["content"].update({"x": {"size": "1"}}), "content table"),
+        (lambda m: m.update(bundle_id="0" * 32), "bundle_id"),
+        (lambda m: m.update(step_digests={}), "bundle_id"),
+        (lambda m: m["content"].pop("tokenize/1/tokenizer.json"), "does not list"),
+        (lambda m: m["contract"].update(steps=[]), "do not lead"),
+        (lambda m: m["contract"]["steps"].pop(), "do not lead"),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(
@@ -86,6 +91,12 @@ def test_a_manifest_that_contradicts_itself_is_refused(
 ) -> None:
     edit(copied, change)
     with pytest.raises(BundleCorruptError, match=said):
+        open_bundle(copied)
+
+
+def test_an_unlisted_file_is_refused(copied: Path) -> None:
+    (copied / "fusion" / "1" / "model.onnx.data").write_bytes(b"other weights")
+    with pytest.raises(BundleCorruptError, match=r"fusion/1/model\.onnx\.data"):
         open_bundle(copied)
 
 
