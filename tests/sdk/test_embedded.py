@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from entries import MIXES, decoded_entry, mix_name
+from odd_media import sound_file, tone
 from toy import write_toy_bundle
 
 from merkit.backends import sessions
@@ -181,6 +183,57 @@ def test_closing_twice_is_fine_and_use_after_it_is_an_error(toy_bundle: Bundle) 
     assert threading.active_count() == before
     with pytest.raises(InferenceError, match="closed"):
         backend.infer(decoded_entry())
+
+
+def test_closing_between_two_steps_of_a_request_is_said(toy_bundle: Bundle) -> None:
+    backend = EmbeddedBackend(toy_bundle, threads=1)
+
+    class Emptied(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            backend.close()
+            return backend._sessions[name]
+
+    backend._sessions = Emptied(backend._sessions)
+    features = {name: np.ones((1, 8), np.float32) for name in GROUPS.values()}
+    with pytest.raises(InferenceError, match="the client is closed"):
+        backend.infer({**features, "presence": np.ones((1, 3), np.bool_)})
+
+
+def _with_steps(bundle: Bundle, *steps: Any) -> Bundle:
+    return replace(bundle, contract=replace(bundle.contract, steps=steps))
+
+
+@pytest.mark.parametrize("missing", ["voting", "fusion", "preprocess"])
+def test_steps_that_do_not_lead_to_the_outcome_are_refused(
+    toy_bundle: Bundle, missing: str
+) -> None:
+    left = [step for step in toy_bundle.contract.steps if step.name != missing]
+    with pytest.raises(BundleCorruptError, match="incomplete: the tensor"):
+        EmbeddedBackend(_with_steps(toy_bundle, *left))
+
+
+def test_a_bundle_without_a_graph_opens_without_a_provider(toy_bundle: Bundle) -> None:
+    steps = [replace(step, kind="python") for step in toy_bundle.contract.steps]
+    backend = EmbeddedBackend(_with_steps(toy_bundle, *steps))
+    assert "provider" not in backend.identity
+    with pytest.raises(InferenceError, match="preprocess"):
+        backend.infer(decoded_entry((True, False, False)))
+    backend.close()
+
+
+def test_detail_that_no_step_makes_is_left_out(toy_bundle: Bundle) -> None:
+    """Boxes and the like are told when there are any; the outcome does not depend on them."""
+    steps = {step.name: step for step in toy_bundle.contract.steps}
+    faces = steps["faces"]
+    steps["faces"] = replace(faces, outputs=("face_crops", "face_count"))
+    backend = EmbeddedBackend(toy_bundle)
+    backend.contract = replace(toy_bundle.contract, steps=tuple(steps.values()))
+    crops, count = np.zeros((1, 0, 64, 64, 3), np.uint8), np.zeros((1, 1), np.int64)
+    backend._python_steps["faces"] = lambda _: {"face_crops": crops, "face_count": count}
+    clip = np.frombuffer(sound_file(tone(1.0), "wav", "pcm_s16le", 16_000, "mono"), np.uint8)
+    outputs = backend.infer({"clip": clip[None], "text": strings("")})
+    assert set(outputs) == {*OUTCOME, "media_info"}
+    backend.close()
 
 
 def test_a_model_of_another_contract_is_refused(toy_bundle: Bundle, tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from merkit.backends.base import DTYPES, Tensors, check_tensors
 from merkit.backends.sessions import Session, open_sessions
-from merkit.bundle import Bundle
+from merkit.bundle import RESTORE, Bundle
 from merkit.contract import MODALITIES, StepSpec
-from merkit.errors import InferenceError, InvalidInputError, MerkitError
-from merkit.pipeline import DETAIL, OUTCOME, cut
+from merkit.errors import BundleCorruptError, InferenceError, InvalidInputError, MerkitError
+from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, OUTCOME, cut
 
 Array = NDArray[Any]
 
@@ -41,7 +41,7 @@ class EmbeddedBackend:
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
         ContractMismatchError: a model file implements another contract than the manifest's.
-        BundleCorruptError: a model file cannot be loaded.
+        BundleCorruptError: a model file cannot be loaded, or the steps do not lead to the outcome.
         InvalidInputError: an unknown provider, or fewer than one thread.
     """
 
@@ -58,6 +58,7 @@ class EmbeddedBackend:
         budget = _usable_cores() if threads is None else threads
         if budget < 1:
             raise InvalidInputError(f"threads is {threads}", "at least 1", "give a thread budget")
+        _check_outcome(bundle)
         self.contract = bundle.contract
         self._sessions: dict[str, Session] = open_sessions(bundle, providers, budget)
         self._resources = bundle.resources
@@ -65,12 +66,13 @@ class EmbeddedBackend:
         self._python_steps_lock = threading.Lock()
         self._closed = False
         self._pool = ThreadPoolExecutor(budget, thread_name_prefix="merkit")
+        providers_used = [session.provider for session in self._sessions.values()]
         self.identity: Mapping[str, str] = {
             "contract_id": self.contract.contract_id,
             "bundle_id": bundle.bundle_id,
             "name": str(bundle.manifest.get("name", bundle.root.name)),
             "backend": "embedded",
-            "provider": next(iter(self._sessions.values())).provider,
+            **({"provider": providers_used[0]} if providers_used else {}),
             **({"notice": str(notice)} if (notice := bundle.manifest.get("notice")) else {}),
         }
 
@@ -83,7 +85,7 @@ class EmbeddedBackend:
         plan = cut(steps, tensors.keys(), [name for name in wanted if name in made])
         request = _Request(self, plan, dict(tensors), {} if timings is None else timings)
         values = request.run()
-        return {name: values[name] for name in wanted}
+        return {name: values[name] for name in wanted if name in values}
 
     def run_step(self, step: StepSpec, given: Tensors) -> dict[str, Array]:
         """Runs one step on its inputs, whatever its kind; errors are merkit's."""
@@ -97,6 +99,8 @@ class EmbeddedBackend:
         except MerkitError:
             raise
         except Exception as error:
+            if self._closed:  # meanwhile, by another thread, which took the sessions away
+                raise _closed() from error
             shapes = {name: list(value.shape) for name, value in given.items()}
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InferenceError(
@@ -132,6 +136,17 @@ class EmbeddedBackend:
 
                 self._python_steps[name] = REGISTRY[name](self.contract, self._resources(name))
             return self._python_steps[name]
+
+
+def _check_outcome(bundle: Bundle) -> None:
+    try:
+        cut(bundle.contract.steps, {*BYTES_IN, *DECODED_IN}, OUTCOME)
+    except InvalidInputError as error:
+        raise BundleCorruptError(
+            f"the contract in {bundle.root} is incomplete: {error.found}",
+            f"steps that make {', '.join(OUTCOME)}",
+            RESTORE,
+        ) from None
 
 
 def _usable_cores() -> int:
