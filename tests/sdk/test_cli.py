@@ -226,6 +226,21 @@ def test_a_full_disk_is_no_traceback(toy_bundle: Bundle) -> None:
     assert "cannot be written" in found.stderr
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "/tmp/x"), BrokenPipeError(32, "Broken pipe")]
+)
+def test_an_error_of_the_machine_is_not_taken_for_one_of_the_output(
+    run: Run, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("merkit.serving.serve", fails)
+    status, out, err = run("serve", toy_bundle.root)
+    assert (status, out) == (1, "")
+    assert err == f"merkit: {error} [{type(error).__name__}]\n"
+
+
 def test_ctrl_c_is_no_traceback(toy_bundle: Bundle) -> None:
     words = [part for k in range(5000) for part in ("--text", f"number {k}")]
     process = subprocess.Popen(

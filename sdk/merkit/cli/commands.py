@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         status: int = args.run(args, parser)
-        sys.stdout.flush()
+        _say(end="", flush=True)
         return status
     except MerkitError as error:
         _complain(error)
@@ -50,13 +50,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:  # all input and output but that on stdout has typed errors
+    except _UnwritableError as unwritable:
         # Python flushes stdout once more at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
+        if isinstance(unwritable.cause, BrokenPipeError):
             return BROKEN_PIPE
-        print(f"merkit: the output cannot be written ({error.strerror})", file=sys.stderr)
+        print(f"merkit: the output cannot be written ({unwritable})", file=sys.stderr)
         return 1
+    except OSError as error:  # of the machine, such as a full disk under temporary files
+        _tell(str(error), error)
+        return 1
+
+
+class _UnwritableError(Exception):
+    """stdout took no more; an OSError of anything else must not be taken for that."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(cause.strerror)
+        self.cause = cause
+
+
+def _say(line: str = "", end: str = "\n", flush: bool = False) -> None:
+    """Prints on stdout: whatever the command has to say goes through here."""
+    try:
+        print(line, end=end, flush=flush)
+    except OSError as error:
+        raise _UnwritableError(error) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -191,13 +210,13 @@ def _show(clip: Clip, answer: Prediction | MerkitError, as_json: bool, first: bo
 
     if isinstance(answer, MerkitError):
         if as_json:
-            print(_json({"source": clip.name, "error": error_json(answer)}), flush=True)
+            _say(_json({"source": clip.name, "error": error_json(answer)}), flush=True)
         else:
             _complain(answer, clip.name)
     elif as_json:
-        print(_json(answer.to_json()), flush=True)
+        _say(_json(answer.to_json()), flush=True)
     else:
-        print(("" if first else "\n") + table(answer, unicode=_unicode()), flush=True)
+        _say(("" if first else "\n") + table(answer, unicode=_unicode()), flush=True)
 
 
 def error_json(error: MerkitError) -> dict[str, str]:
@@ -216,7 +235,7 @@ def _serve(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
         metrics_port=args.metrics_port,
         threads=args.threads,
     )
-    return serve(args.bundle, options, say=lambda line: print(line, flush=True))
+    return serve(args.bundle, options, say=lambda line: _say(line, flush=True))
 
 
 def _inspect(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
@@ -225,7 +244,7 @@ def _inspect(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
 
     bundle = open_bundle(args.bundle)
     if args.json:
-        print(_json(summary(bundle), indent=1))
+        _say(_json(summary(bundle), indent=1))
     else:
         _print_all(describe(bundle))
     return 0
@@ -237,14 +256,14 @@ def _verify(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
     failures = 0
     for check in verify(args.bundle):
         failures += not check.passed
-        print(f"{'PASS' if check.passed else 'FAIL'}  {check.name}: {check.detail}", flush=True)
-    print("all checks passed" if not failures else f"{failures} checks failed")
+        _say(f"{'PASS' if check.passed else 'FAIL'}  {check.name}: {check.detail}", flush=True)
+    _say("all checks passed" if not failures else f"{failures} checks failed")
     return int(failures > 0)
 
 
 def _print_all(lines: Iterable[str]) -> None:
     for line in lines:
-        print(line)
+        _say(line)
 
 
 def _json(value: object, indent: int | None = None) -> str:
@@ -257,10 +276,14 @@ def _unicode() -> bool:
 
 
 def _complain(error: MerkitError, source: str = "") -> None:
-    """One line on stderr. Messages quote file names and servers, so they are made printable."""
+    """One line on stderr, after what stdout was given before."""
+    _say(end="", flush=True)
+    _tell((f"{source}: " if source and source not in str(error) else "") + str(error), error)
+
+
+def _tell(text: str, error: Exception) -> None:
+    """Messages quote file names and servers, so they are made printable."""
     from merkit.cli.table import printable
 
-    sys.stdout.flush()
-    where = f"{source}: " if source and source not in str(error) else ""
-    text = "\n".join(map(printable, f"{where}{error}".split("\n")))
+    text = "\n".join(map(printable, text.split("\n")))
     print(f"merkit: {text} [{type(error).__name__}]", file=sys.stderr, flush=True)
