@@ -237,6 +237,29 @@ def test_orphans_are_removed_and_nothing_else(temporary: Path) -> None:
     assert not held.path.exists()
 
 
+def test_no_orphan_is_sought_behind_a_link_or_in_a_folder_of_another_user(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, other = tmp_path / "victim", temporary / "merkit-serve-other"
+    victim.mkdir()
+    (temporary / "merkit-serve-link").symlink_to(victim)
+    linked = temporary / "merkit-serve-lock"
+    linked.mkdir()
+    (linked / "lock").symlink_to(victim / "file")
+    for folder in (victim, linked):
+        os.utime(folder, (0, 0))
+    remove_orphans()
+    assert victim.is_dir()
+    assert not list(victim.iterdir())
+    other.mkdir()
+    os.utime(other, (0, 0))
+    me = os.geteuid()
+    monkeypatch.setattr("merkit.serving.scratch.os.geteuid", lambda: me + 1)
+    remove_orphans()
+    assert other.is_dir()
+    assert not list(other.iterdir())
+
+
 def test_a_model_that_does_not_load_is_named(
     triton: Installation, tmp_path: Path, temporary: Path
 ) -> None:

@@ -6,13 +6,16 @@ folder is locked by its owner, and whoever makes the next one removes those that
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import tempfile
 import time
 from pathlib import Path
 
 PREFIX = "merkit-serve-"
 SHARED_MEMORY = Path("/dev/shm")
+LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 SETTLED_SECONDS = 60.0  # a folder this young may not be locked yet, or its server still be ending
 
 
@@ -39,13 +42,16 @@ def remove_orphans() -> None:
 
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
-            if time.time() - folder.stat().st_mtime < SETTLED_SECONDS:
+            found = folder.lstat()
+            if not (stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()):
+                continue  # anybody may put a link there, to lead us into a folder of ours
+            if time.time() - found.st_mtime < SETTLED_SECONDS:
                 continue
-            with (folder / "lock").open("a") as lock:
+            with os.fdopen(os.open(folder / "lock", LOCK_FLAGS, 0o600)) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove(folder)
         except OSError:
-            continue  # held, another user's, or just removed
+            continue  # held, or just removed
 
 
 def _remove(folder: Path) -> None:
