@@ -15,10 +15,12 @@ from merkit.backends.embedded import EmbeddedBackend
 from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle
 from merkit.client import Client, connect, load
+from merkit.errors import MerkitError
 from merkit.pipeline import BYTES_IN, DETAIL, OUTCOME
 from merkit.serving import Server
 
 TOLERANCE = 1e-5  # on probabilities, as the design promises
+BOX_TOLERANCE = 0.11  # pixels, which are given to a tenth
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +108,16 @@ def assert_same_prediction(here, there) -> None:
     )
     assert here.scores == pytest.approx(there.scores, abs=TOLERANCE)
     assert here.contributions == pytest.approx(there.contributions, abs=TOLERANCE)
-    assert [f.time for f in here.faces] == [f.time for f in there.faces]
-    assert here.votes.keys() == there.votes.keys()
+    assert here.warnings == there.warnings
+    assert here.picture == there.picture
+    assert list(here.votes) == list(there.votes)
+    for one, two in zip(here.votes.values(), there.votes.values(), strict=True):
+        assert (one and one.label) == (two and two.label)
+        assert (one and one.scores) == (two and pytest.approx(two.scores, abs=TOLERANCE))
+    for one, two in zip(here.faces, there.faces, strict=True):
+        assert one.time == two.time
+        assert one.box == pytest.approx(two.box, abs=BOX_TOLERANCE)
+        assert one.confidence == pytest.approx(two.confidence, abs=TOLERANCE)
 
 
 def test_errors_are_equal_too(toy_bundle: Bundle, toy_server: Server, tmp_path: Path) -> None:
@@ -117,12 +127,30 @@ def test_errors_are_equal_too(toy_bundle: Bundle, toy_server: Server, tmp_path: 
         load(toy_bundle.root, threads=1),
         connect(toy_server.grpc, deadline=60),
     ]
-    for clip, text in ((renamed, None), (tmp_path / "missing.mp4", None), (None, "")):
+    missing = tmp_path / "missing.mp4"  # advice differs: only this process reads addresses
+    for clip, text, fields in ((renamed, None, 4), (missing, None, 2), (None, "", 4)):
         errors = []
         for client in clients:
-            with pytest.raises(Exception) as caught:
+            with pytest.raises(MerkitError) as caught:
                 client.predict(clip, text)
-            errors.append(type(caught.value).__name__)
+            error = caught.value
+            found = error.found.replace(str(clip), "the clip given as bytes")  # all a server sees
+            told = (type(error).__name__, found, error.expected, error.action)
+            errors.append(told[:fields])
         assert errors[0] == errors[1]
     for client in clients:
         client.close()
+
+
+def test_the_server_tells_what_each_step_cost(
+    embedded: EmbeddedBackend, served: TritonBackend
+) -> None:
+    before = served.step_statistics()
+    assert set(before) == {step.name for step in embedded.contract.steps}
+    for _ in range(3):
+        served.infer(decoded_entry())
+    after = served.step_statistics()
+    ran = {name: after[name][0] - before[name][0] for name in after}
+    spent = {name: after[name][1] - before[name][1] for name in after}
+    assert ran == dict.fromkeys(after, 3) | {"decode": 0, "faces": 0}
+    assert all((0 < ms < 60_000) == (ran[name] > 0) for name, ms in spent.items()), spent

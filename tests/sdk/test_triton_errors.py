@@ -65,6 +65,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.calls += 1
         return self.infer(context)
 
+    ModelStatistics = ModelInfer
+
 
 @contextmanager
 def running(servicer: Any = None) -> Iterator[str]:
@@ -376,4 +378,13 @@ def test_an_interrupted_call_says_nothing_of_the_server(
     assert breaker.remaining() == 0, "it was not counted"
     breaker.failed()
     assert breaker.remaining() > 0, "nor was the failure before it forgotten"
+    backend.close()
+
+
+def test_statistics_fail_in_our_words(fake: tuple[FakeTriton, str]) -> None:
+    servicer, url = fake
+    backend = TritonBackend(url)
+    servicer.infer = aborts(grpc.StatusCode.INTERNAL, "lost")
+    with pytest.raises(InferenceError, match="lost"):
+        backend.step_statistics()
     backend.close()

@@ -139,6 +139,28 @@ class TritonBackend:
             timings["request"] = (time.perf_counter() - start) * 1e3
         return outputs
 
+    def step_statistics(self) -> dict[str, tuple[int, float]]:
+        """What the server has spent on each step since it started, whoever asked.
+
+        Returns:
+            By step name: executions (of batches), and milliseconds spent in the step in all,
+            reading its inputs and writing its outputs included, waiting in queues not.
+
+        Raises:
+            BackendError: as `infer`.
+        """
+
+        async def call(expires: float) -> Any:
+            left = max(expires - time.monotonic(), 1e-3)
+            return await self._client.get_inference_statistics(client_timeout=left)
+
+        names = {step.name for step in self.contract.steps}
+        return {
+            model.name: (model.execution_count, _compute_milliseconds(model.inference_stats))
+            for model in self._guarded(call).model_stats
+            if model.name in names
+        }
+
     def close(self) -> None:
         """Closes the connection and ends the background thread. Safe to call twice."""
         self._loop.close(self._client)
@@ -291,6 +313,11 @@ class _Loop:
         await asyncio.gather(*others, return_exceptions=True)
         if client is not None:
             await client.close()
+
+
+def _compute_milliseconds(spent: Any) -> float:
+    phases = (spent.compute_input, spent.compute_infer, spent.compute_output)
+    return sum(float(phase.ns) for phase in phases) / 1e6
 
 
 def _address(url: str) -> str:
