@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import struct
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -96,6 +98,46 @@ LIMITS = [
 def test_more_than_the_limits_is_refused(clip: bytes, limits: Limits, found: str) -> None:
     with pytest.raises(ClipLimitError, match=found):
         decode_clip(clip, P, limits)
+
+
+def understated(clip: bytes, seconds: int) -> bytes:
+    """The mp4 with another duration in the headers of the movie and of its streams."""
+    forged = bytearray(clip)
+    for box in (b"mvhd", b"mdhd", b"tkhd"):
+        at = forged.find(box)
+        while at >= 0:
+            scale = at + 16 if box != b"tkhd" else forged.find(b"mvhd") + 16
+            (ticks,) = struct.unpack_from(">I", forged, scale)
+            struct.pack_into(">I", forged, at + (24 if box == b"tkhd" else 20), ticks * seconds)
+            at = forged.find(box, at + 4)
+    at = forged.find(b"elst")
+    while at >= 0:  # an edit list would cut the rest off: there is none now
+        forged[at : at + 4] = b"free"
+        at = forged.find(b"elst", at + 4)
+    return bytes(forged)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [movie([gray(9)] * 60), movie([], sound=tone(6.0)), movie([gray(9)] * 60, sound=tone(6.0))],
+    ids=["picture", "sound", "both"],
+)
+def test_a_header_that_states_less_than_there_is_does_not_pass_the_limit(clip: bytes) -> None:
+    forged = understated(clip, 1)
+    with av.open(io.BytesIO(forged)) as container:
+        stream = container.streams[0]
+        assert stream.duration * stream.time_base == 1
+    with pytest.raises(ClipLimitError, match="at most 2 s"):
+        decode_clip(forged, P, Limits(max_seconds=2))
+
+
+def test_packets_are_counted_where_nothing_but_a_header_tells_the_length() -> None:
+    sound = bytearray(sound_file(tone(6.0), "flac", "flac"))
+    stated = int.from_bytes(sound[18:26], "big")  # STREAMINFO: rate, layout, then 36 bits of length
+    sound[18:26] = (stated >> 36 << 36 | 16_000).to_bytes(8, "big")
+    assert decode_clip(bytes(sound), P).info.duration == 1.0
+    with pytest.raises(ClipLimitError, match="at most 2 s"):
+        decode_clip(bytes(sound), P, Limits(max_seconds=2))
 
 
 def test_a_huge_image_is_refused_before_a_codec_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,6 +27,7 @@ from odd_media import (
 from merkit.contract import Preprocessing
 from merkit.media import MediaInfo, decode_clip
 from merkit.media.picture import orient
+from merkit.media.streams import Damage, Reader, read_frames
 
 P = Preprocessing()
 COUNTING = [gray(10 * k) for k in range(24)]  # 2.4 s at 10 frames a second
@@ -89,6 +91,36 @@ def test_a_long_clip_is_answered_with_keyframes_near_the_middles() -> None:
     for found in decoded.frame_times:
         assert np.abs(np.array(keyframes) - found).min() < 1e-3
     np.testing.assert_allclose(levels(decoded.frames), decoded.frame_times / 2, atol=0.3)
+
+
+def test_ten_minutes_cost_little_more_than_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = {"video": 0, "audio": 0}
+
+    def counting(reader: Reader, damage: Damage) -> Iterator[Any]:
+        for frame in read_frames(reader, damage):
+            decoded[reader.stream.type] += 1
+            yield frame
+
+    monkeypatch.setattr("merkit.media.frames.read_frames", counting)
+    monkeypatch.setattr("merkit.media.audio.read_frames", counting)
+    counts = []
+    for length in (10, 600):
+        clip = movie(
+            [gray(k % 200, 64, 64) for k in range(length)],
+            container="mov",
+            rate=1,
+            gop=5,
+            sound=tone(length, 8_000),
+            sound_codec="pcm_s16le",
+            sound_rate=8_000,
+        )
+        decoded.update(video=0, audio=0)
+        assert len(decode_clip(clip, P).frames) == P.frames_per_clip
+        counts.append(dict(decoded))
+    short, long = counts
+    assert short["video"] >= P.frames_per_clip
+    assert long["video"] <= 3 * P.frames_per_clip  # of 600
+    assert long["audio"] <= 2.5 * short["audio"]  # 20 s of sound instead of 10 s
 
 
 def test_leaving_out_unneeded_frames_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing
-from merkit.errors import InvalidInputError, MissingExtraError
+from merkit.errors import InvalidInputError, MerkitError, MissingExtraError
 from merkit.media.audio import read_sound
 from merkit.media.container import ClipFile, Source, unreadable
 from merkit.media.frames import sample_frames
 from merkit.media.limits import Limits
-from merkit.media.streams import Damage, Reader, extent, seconds
+from merkit.media.streams import Damage, Reader, extent, indexed, seconds
 
 TEXT_CODECS = frozenset({"ansi", "bintext", "xbin", "idf"})
 """FFmpeg draws text files as video; a renamed text is no clip."""
@@ -136,15 +136,17 @@ def decode_clip(source: Source, p: Preprocessing, limits: Limits | None = None) 
         MissingExtraError: PyAV is not installed.
     """
     try:
-        import av
+        import av  # noqa: F401
     except ImportError:
         raise MissingExtraError.of("av", "media") from None
     try:
         with ClipFile(source, limits or Limits()) as clip:
             return _Decoder(clip, p).decode()
-    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+    except MerkitError:
+        raise
+    except Exception as error:  # on damage, codecs and their bindings raise errors of any kind
         name = "the clip" if isinstance(source, bytes) else str(source)
-        raise unreadable(f"{name} cannot be decoded ({type(error).__name__})") from None
+        raise unreadable(f"{name} cannot be decoded ({type(error).__name__})") from error
 
 
 class _Decoder:
@@ -200,7 +202,7 @@ class _Decoder:
         return None if chosen is None else int(chosen.index)
 
     def _sound(self, index: int) -> tuple[NDArray[np.float32], AudioInfo | None]:
-        reader = Reader(self.clip.fresh, index)
+        reader = Reader(self.clip.fresh, index, self.clip.check_read)
         context = reader.stream.codec_context
         layout = context.layout
         info = AudioInfo(context.name, context.sample_rate, layout.nb_channels, layout.name)
@@ -214,7 +216,7 @@ class _Decoder:
     def _picture(
         self, index: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], VideoInfo | None]:
-        reader = Reader(self.clip.fresh, index)
+        reader = Reader(self.clip.fresh, index, self.clip.check_read)
         context = reader.stream.codec_context
         self.clip.check_pixels(context.width or 0, context.height or 0)
         still = self._is_still()
@@ -241,6 +243,7 @@ class _Decoder:
         else:
             span = extent(reader, self.damage)
         self.clip.check_seconds(span[1] - span[0])
+        self.clip.check_read(indexed(reader.stream))
         self.duration = max(self.duration, span[1] - span[0])
         return span
 

@@ -23,6 +23,8 @@ from merkit.media.limits import HEADER_BYTES, Limits, image_size
 
 Source = str | os.PathLike[str] | bytes
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 4096
+PRIMING = 0.5
+"""Seconds that codecs and edit lists may keep beside what is played."""
 MEDIA = "a video, sound or image file that FFmpeg reads"
 
 
@@ -110,6 +112,11 @@ class ClipFile:
                 f"at most {self.limits.max_seconds:g} s",
                 "cut the clip, or raise Limits.max_seconds",
             )
+
+    def check_read(self, length: float) -> None:
+        """The same for what is there, whatever a header states."""
+        if length > self.limits.max_seconds + PRIMING:
+            self.check_seconds(length)
 
     def _size(self, path: Path) -> int:
         if not path.exists():

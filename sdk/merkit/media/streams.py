@@ -29,14 +29,21 @@ class Reader:
     Args:
         opener: opens the container anew, closing the one before.
         index: which of its streams to read; the others are skipped over.
+        check_read: told how far from the stream's beginning each packet ends that is decoded, it
+            raises where that is too far: a header may state less than there is.
 
     Attributes:
         unwanted_before: frames before this second are wanted only as far as later ones are
             built on them; the decoder leaves out the others.
     """
 
-    def __init__(self, opener: Callable[[], Any], index: int) -> None:
-        self._opener, self._index = opener, index
+    def __init__(
+        self,
+        opener: Callable[[], Any],
+        index: int,
+        check_read: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._opener, self._index, self._check_read = opener, index, check_read
         self.unwanted_before = float("-inf")
         self.rewind()
 
@@ -53,6 +60,13 @@ class Reader:
             if other.index != self._index:
                 other.discard = av.stream.Discard.all
 
+    def check(self, packet: Any) -> None:
+        """Tells `check_read` of the packet."""
+        at = packet.pts if packet.pts is not None else packet.dts
+        if at is not None and packet.size:
+            since = at - (self.stream.start_time or 0) + (packet.duration or 0)
+            self._check_read(float(since * packet.time_base))
+
     def seek(self, time: float) -> bool:
         """To the last keyframe at or before second `time`; False if the format cannot."""
         import av
@@ -68,6 +82,7 @@ def read_frames(reader: Reader, damage: Damage) -> Iterator[Any]:
     """Decoded frames from the reader's position to the stream's end."""
     context = reader.stream.codec_context
     for packet in read_packets(reader, damage):
+        reader.check(packet)
         at = seconds(packet.pts, packet.time_base)
         unwanted = at is not None and at < reader.unwanted_before
         context.skip_frame = "NONREF" if unwanted else "DEFAULT"
@@ -103,6 +118,14 @@ def read_packets(reader: Reader, damage: Damage) -> Iterator[Any]:
 def seconds(value: int | None, base: Any) -> float | None:
     """A timestamp in seconds, None where there is none."""
     return None if value is None or base is None else float(value * base)
+
+
+def indexed(stream: Any) -> float:
+    """Seconds from the first to the last entry of the container's index; 0 without one."""
+    entries = stream.index_entries
+    if len(entries) < 2:
+        return 0.0
+    return float((entries[-1].timestamp - entries[0].timestamp) * stream.time_base)
 
 
 def extent(reader: Reader, damage: Damage) -> tuple[float, float]:
