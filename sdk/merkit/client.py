@@ -21,6 +21,7 @@ from merkit.entry import Clip, Entry, PathLike, bytes_entry, check_text, decoded
 from merkit.errors import (
     ContractMismatchError,
     DeadlineExceededError,
+    InferenceError,
     InvalidInputError,
     MerkitError,
     ServerNotReadyError,
@@ -61,7 +62,8 @@ class Client:
             decode: `client` decodes the clip and finds faces here and sends tensors; `server`
                 sends the clip's bytes.
             detector: finds faces where decoding is done here; default: OpenCV's Haar cascade.
-            limits: what a clip may be at most; default: `Limits()`.
+            limits: what a clip may be at most; default: `Limits()`. With `decode="server"` only
+                `max_bytes` can differ from it: the server decodes within the defaults.
             fallback: answers when the backend is unavailable. Must share the contract.
         """
         if decode not in ("client", "server"):
@@ -71,6 +73,12 @@ class Client:
                 "a face detector together with decoding on the server",
                 "decode='client' with a detector of one's own",
                 "choose where the clip is decoded",
+            )
+        if decode == "server" and limits and limits != Limits(limits.max_bytes):
+            raise InvalidInputError(
+                "limits other than of bytes together with decoding on the server",
+                "Limits(max_bytes=...) alone, as the server decodes within the default limits",
+                "set only max_bytes, or decode='client'",
             )
         self.backend = backend
         self._decode, self._detector, self._limits = decode, detector, limits or Limits()
@@ -184,6 +192,12 @@ class Client:
             return self.predict(c.media, c.text, source=c.source, keep_frames=keep_frames)
         except MerkitError as error:
             return error
+        except MemoryError:
+            raise
+        except Exception as error:
+            failure = InferenceError.of("the prediction", error)
+            failure.__cause__ = error
+            return failure
 
     def _entry(self, clip: Clip, keep_frames: bool) -> Entry:
         check_text(clip.text)
@@ -242,7 +256,7 @@ def connect(
             `client` sends face crops and sound, and keeps the picture here.
         contract_id: the contract to insist on; default: whatever the server speaks.
         detector: with `decode="client"`, finds faces; default: OpenCV's Haar cascade.
-        limits: what a clip may be at most.
+        limits: what a clip may be at most; with `decode="server"` only its `max_bytes` is free.
         fallback: a bundle of the same contract that answers, embedded, when the server does not.
 
     Raises:

@@ -22,7 +22,9 @@ from merkit.errors import (
     ClipLimitError,
     ClipNotFoundError,
     ClipUnreadableError,
+    InferenceError,
     InvalidInputError,
+    MerkitError,
 )
 from merkit.media.limits import Limits
 from merkit.pipeline import DECODED_IN
@@ -101,7 +103,12 @@ def decoded_entry(
     media = clip.media
     decoded = media if isinstance(media, Decoded) else decode_clip(media, p, limits)
     middle = time.perf_counter()
-    faces = find_faces(decoded.frames, decoded.frame_times, p, detector)
+    try:
+        faces = find_faces(decoded.frames, decoded.frame_times, p, detector)
+    except (MerkitError, MemoryError):
+        raise
+    except Exception as error:  # a detector is foreign code, and OpenCV has errors of its own
+        raise InferenceError.of("finding faces", error) from error
     timings = {"decode": (middle - start) * 1e3, "faces": (time.perf_counter() - middle) * 1e3}
     tensors = decoded_tensors(decoded, faces, clip.text or "")
     entry = {name: tensors.pop(name) for name in DECODED_IN}

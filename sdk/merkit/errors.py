@@ -134,6 +134,16 @@ class DeadlineExceededError(BackendError):
 class InferenceError(BackendError):
     """A step failed while running."""
 
+    @classmethod
+    def of(cls, what: str, error: Exception) -> InferenceError:
+        """The error for `what` in which another package's exception arose."""
+        first = (str(error).strip() or "no message").splitlines()[0]
+        return cls(
+            f"{what} failed ({type(error).__name__}: {first})",
+            "a result or an error of merkit's own",
+            "try another clip; if it fails for each, check the packages' versions",
+        )
+
 
 class MissingExtraError(MerkitError):
     """An optional dependency is not installed."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from odd_media import gray, movie, tone
@@ -150,6 +151,55 @@ def test_limits_hold_before_bytes_are_sent(clip: Path) -> None:
         with pytest.raises(ClipLimitError, match="at most 100"):
             remote.predict(media)
     assert not backend.requests
+
+
+def test_limits_that_a_server_does_not_know_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="max_bytes"):
+        Client(CannedBackend(HAPPY), decode="server", limits=Limits(max_seconds=5))
+    Client(CannedBackend(HAPPY), decode="client", limits=Limits(max_seconds=5))
+
+
+class BrokenDetector:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def detect(self, *_: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [cv2.error("bad argument"), OverflowError("too large"), TypeError(), IndexError("3")]
+)
+def test_what_a_detector_or_codec_raises_becomes_one_typed_error(
+    toy_bundle: Bundle, clip: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with merkit.load(toy_bundle.root, threads=1, detector=BrokenDetector(error)) as client:
+        with pytest.raises(InferenceError, match="finding faces failed"):
+            client.predict(clip)
+        found = list(client.predict_many([clip, Clip(text="words")]))
+        assert [type(answer) for answer in found] == [InferenceError, Prediction]
+        monkeypatch.setattr("merkit.media.clip.read_sound", BrokenDetector(error).detect)
+        with pytest.raises(ClipUnreadableError, match=type(error).__name__):
+            client.predict(clip)
+
+
+def test_one_clips_failure_of_any_kind_costs_the_others_nothing() -> None:
+    class Odd(CannedBackend):
+        def infer(self, tensors: Any, timings: Any = None) -> Any:
+            if tensors["text"][0, 0] == "odd":
+                raise ValueError("not merkit's")
+            if tensors["text"][0, 0] == "out":
+                raise MemoryError
+            return super().infer(tensors, timings)
+
+    client = Client(Odd(HAPPY))
+    odd, good = client.predict_many([Clip(text="odd"), Clip(text="good")])
+    assert isinstance(odd, InferenceError)
+    assert "ValueError: not merkit's" in odd.found
+    assert isinstance(odd.__cause__, ValueError)
+    assert isinstance(good, Prediction)
+    with pytest.raises(MemoryError):
+        list(client.predict_many([Clip(text="out")]))
 
 
 def test_frames_are_kept_only_when_asked_for(client: Client, media: Path) -> None:
