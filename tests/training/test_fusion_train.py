@@ -213,6 +213,7 @@ def test_the_page_claims_no_more_than_was_measured(run: tuple[Path, dict[str, fl
     text = page(written, tables.TESTS)
     assert text == (root / "fusion" / "tables.md").read_text("utf-8")
     assert "synthetic" in text and "of 0.990" in text
+    assert "`test_noise` is of the clean parameters" in text
     for gain in written["gain"].values():
         gain["beyond_spread"] = gain["beyond_chance"] = False
     written["systems"]["logistic regression"] = written["systems"]["vote"]

@@ -38,7 +38,8 @@ def page(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
         "\n".join(_rival(tables, tests, rival) for rival in _rivals(tables)),
         "## Against the ceiling",
         "Accuracy beside the best that any classifier could reach from the generator's true "
-        "parameters ([how](synthetic-corpus.md)).",
+        "parameters ([how](synthetic-corpus.md)). That of `test_noise` is of the clean parameters: "
+        "the noise is not in it.",
         _ceilings(tables, tests),
         "## When modalities are missing",
         "WAF of the deployed vote given only some modalities; encoders of the others never run.",
