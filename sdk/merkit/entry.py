@@ -170,7 +170,7 @@ def _read(path: Path, limits: Limits) -> bytes:
         _check_size(path.stat().st_size, limits)
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise ClipNotFoundError(f"there is no file {path}", "a clip", "check the path") from None
+        raise ClipNotFoundError.at(path) from None
     except (OSError, ValueError) as error:
         raise ClipUnreadableError(
             f"{path} cannot be read ({error})", "a readable media file", "check the path"

@@ -82,6 +82,15 @@ class InputError(MerkitError):
 class ClipNotFoundError(InputError):
     """No file at the given path."""
 
+    @classmethod
+    def at(cls, path: object) -> ClipNotFoundError:
+        """The error for a clip that is not at `path`."""
+        return cls(
+            f"there is no file {path}",
+            "a readable file",
+            "check the path; clips are read from files, not from addresses",
+        )
+
 
 class ClipUnreadableError(InputError):
     """The bytes are not media, or nothing in them can be decoded."""

@@ -2,8 +2,8 @@
 
 A detector alone reports bystanders, posters and now and then a patch of wall. Detections are
 joined into tracks over the sampled frames; the speaker's is the longest, then the largest, then
-the most central (seed 3.1), and a track of too few usable detections is stray. No face means no crops,
-never a crop of zeros.
+the most central (seed 3.1), and a track of too few usable detections is stray. No face means no
+crops, never a crop of zeros.
 """
 
 from __future__ import annotations

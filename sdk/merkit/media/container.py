@@ -120,8 +120,7 @@ class ClipFile:
 
     def _size(self, path: Path) -> int:
         if not path.exists():
-            action = "check the path; clips are read from files, not from addresses"
-            raise ClipNotFoundError(f"there is no file {self.name}", "a readable file", action)
+            raise ClipNotFoundError.at(self.name)
         if not path.is_file():
             raise unreadable(f"{self.name} is not a file", "give the path of one clip")
         return path.stat().st_size
