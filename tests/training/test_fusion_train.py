@@ -21,6 +21,7 @@ from merkit_training.fusion.config import BranchConfig, FusionConfig
 from merkit_training.fusion.dataset import JOINT_VIEWS, FeatureSet, join, read_features
 from merkit_training.fusion.model import load
 from merkit_training.fusion.page import page
+from merkit_training.fusion.stage import train
 from merkit_training.fusion.train import (
     CLASSES,
     class_weights,
@@ -31,7 +32,6 @@ from merkit_training.fusion.train import (
     out_of_fold,
     predict,
     speaker_folds,
-    train,
 )
 from merkit_training.metrics import waf
 from merkit_training.settings import from_table

@@ -23,7 +23,7 @@ STAGES = {
     "audio_encoder": "merkit_training.encoders.audio:train",
     "joint_encoder": "merkit_training.encoders.joint:train",
     "features": "merkit_training.fusion.features:extract",
-    "fusion": "merkit_training.fusion.train:train",
+    "fusion": "merkit_training.fusion.stage:train",
 }
 """Stages in order; each is `(recipe, corpus, run) -> scores`."""
 

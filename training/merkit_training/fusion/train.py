@@ -9,12 +9,7 @@ training clips.
 from __future__ import annotations
 
 import copy
-import json
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,14 +23,10 @@ from merkit.contract import Voter
 from merkit.pipeline import SEED_VOTERS
 from merkit_training.fusion.calibration import fit_temperature
 from merkit_training.fusion.config import FusionConfig
-from merkit_training.fusion.dataset import FeatureSet, read_features
+from merkit_training.fusion.dataset import FeatureSet
 from merkit_training.fusion.model import Branch, Fusion, group_presence
 from merkit_training.labels import MER6
 from merkit_training.metrics import waf
-from merkit_training.runs import save_step, stage_seed
-
-if TYPE_CHECKING:
-    from merkit_training.recipe import Recipe
 
 CLASSES = len(MER6)
 
@@ -176,36 +167,6 @@ def fit_fusion(
     return model.eval(), held_out, [row[0] for row in judged]
 
 
-def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
-    """The stage `fusion`: writes run/fusion with the modality table; returns the scores."""
-    from merkit_training.fusion.tables import write_tables
-
-    started = time.monotonic()
-    torch.set_num_threads(1)  # the matrices are small: more threads only wait for one another
-    config, seed = recipe.fusion, stage_seed(recipe, "fusion")
-    data, validation = (read_features(run / "features" / split) for split in ("train", "val"))
-    model, held_out, scores = fit_fusion(data, validation, config, seed)
-    _write_held_out(run / "fusion", held_out, data.names)
-    voters = [
-        {"name": v.name, "groups": list(v.groups), "waf": score, "temperature": temperature}
-        for v, score, temperature in zip(
-            model.voters, scores, model.temperatures.tolist(), strict=True
-        )
-    ]
-    facts = {
-        "voters": voters,
-        "ranked_on": "weighted average F1 of out-of-fold predictions on the training clips",
-        "labels": list(MER6),
-        "widths": data.widths(),
-        "branch": asdict(config.branch),
-    }
-    summary = {f"out_of_fold_{v['name']}": score for v, score in zip(voters, scores, strict=True)}
-    summary |= write_tables(config, corpus, run, model, seed)
-    card = {"scores": summary, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
-    save_step(run, "fusion", facts, model.state_dict(), card)
-    return summary
-
-
 def _view(
     groups: Sequence[str], data: FeatureSet, rows: Tensor, presence: Tensor
 ) -> tuple[list[Tensor], Tensor]:
@@ -221,12 +182,3 @@ def _loss(
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     share = weights[labels] * here.any(dim=1)
     return (each * share).sum() / share.sum().clamp(min=1e-6)
-
-
-def _write_held_out(folder: Path, held_out: dict[str, Tensor], names: Sequence[str]) -> None:
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "out_of_fold.tmp"
-    save_file(held_out, temporary, metadata={"names": json.dumps(list(names), ensure_ascii=False)})
-    temporary.replace(folder / "out_of_fold.safetensors")

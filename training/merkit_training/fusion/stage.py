@@ -1,0 +1,62 @@
+"""The stage `fusion`: fits what is deployed, then measures it, and writes both.
+
+Fitting knows nothing of tables and tables know nothing of run folders' cards; the stage is where
+the two meet.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from merkit_training.fusion.dataset import read_features
+from merkit_training.fusion.tables import write_tables
+from merkit_training.fusion.train import fit_fusion
+from merkit_training.labels import MER6
+from merkit_training.runs import save_step, stage_seed
+
+if TYPE_CHECKING:
+    from merkit_training.recipe import Recipe
+
+
+def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
+    """The stage `fusion`: writes run/fusion with the modality table; returns the scores."""
+    started = time.monotonic()
+    torch.set_num_threads(1)  # the matrices are small: more threads only wait for one another
+    config, seed = recipe.fusion, stage_seed(recipe, "fusion")
+    data, validation = (read_features(run / "features" / split) for split in ("train", "val"))
+    model, held_out, scores = fit_fusion(data, validation, config, seed)
+    _write_held_out(run / "fusion", held_out, data.names)
+    voters = [
+        {"name": v.name, "groups": list(v.groups), "waf": score, "temperature": temperature}
+        for v, score, temperature in zip(
+            model.voters, scores, model.temperatures.tolist(), strict=True
+        )
+    ]
+    facts = {
+        "voters": voters,
+        "ranked_on": "weighted average F1 of out-of-fold predictions on the training clips",
+        "labels": list(MER6),
+        "widths": data.widths(),
+        "branch": asdict(config.branch),
+    }
+    summary = {f"out_of_fold_{v['name']}": score for v, score in zip(voters, scores, strict=True)}
+    summary |= write_tables(config, corpus, run, model, seed)
+    card = {"scores": summary, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+    save_step(run, "fusion", facts, model.state_dict(), card)
+    return summary
+
+
+def _write_held_out(folder: Path, held_out: dict[str, Tensor], names: Sequence[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "out_of_fold.tmp"
+    save_file(held_out, temporary, metadata={"names": json.dumps(list(names), ensure_ascii=False)})
+    temporary.replace(folder / "out_of_fold.safetensors")
