@@ -7,11 +7,12 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from merkit.errors import InvalidInputError
 from merkit_training.corpus import (
@@ -27,7 +28,6 @@ from merkit_training.labels import MER6
 from merkit_training.synth import generate as generator
 from merkit_training.synth.config import SynthConfig
 from merkit_training.synth.generate import generate
-from merkit_training.synth.sets import Source, face_sample
 
 SMALL = SynthConfig(
     seed=5,
@@ -133,28 +133,37 @@ def test_the_card_counts_what_is_there_and_states_ceilings(corpus: Path) -> None
     assert not list(corpus.rglob("*.tmp*")) and not (corpus / ".parts").exists()
 
 
-def _fails_late(source: Source, index: int) -> dict[str, Any]:
-    if index >= 8:
-        raise OSError("the disk is gone")
-    return face_sample(source, index)
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A progress bar that pulls the plug after the second part, and remembers where bars began."""
 
+    began: ClassVar[list[int]] = []
+    break_after = 2
 
-def _only_the_rest(source: Source, index: int) -> dict[str, Any]:
-    assert index >= 8 or source.pool == "val", f"sample {index} was made before"
-    return face_sample(source, index)
+    def __init__(self, *args: Any, initial: int = 0, **options: Any) -> None:
+        super().__init__(*args, initial=initial, **options)
+        self.began.append(initial)
+        self.parts = 0
+
+    def update(self, n: float | None = 1) -> bool | None:
+        self.parts += 1
+        if self.parts == _Bar.break_after:
+            raise OSError("the disk is gone")
+        return super().update(n)
 
 
 def test_a_broken_run_resumes_with_what_is_missing(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(generator.PART_SIZES, "faces", 4)
-    monkeypatch.setitem(generator.SAMPLERS, "faces", _fails_late)
+    monkeypatch.setattr(generator, "tqdm", _Bar)
     config = replace(SMALL, workers=1)
     with pytest.raises(OSError, match="disk"):
         generate(tmp_path, config, ["faces"])
     assert not (tmp_path / "faces" / "split.npy").exists()
-    monkeypatch.setitem(generator.SAMPLERS, "faces", _only_the_rest)
+    monkeypatch.setattr(_Bar, "break_after", 0)
     generate(tmp_path, config, ["faces"])
+    assert _Bar.began[0] == 0
+    assert _Bar.began[1] >= 8, "the second run starts from the two parts of four that were made"
     for name in ("images", "labels", "split"):
         whole = (corpus / "faces" / f"{name}.npy").read_bytes()
         assert (tmp_path / "faces" / f"{name}.npy").read_bytes() == whole

@@ -165,7 +165,7 @@ def test_pools_of_people_and_voices_do_not_overlap() -> None:
 
 
 def _fresh(job: Callable[[], bytes]) -> bytes:
-    with multiprocessing.get_context("fork").Pool(1) as pool:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
         return pool.apply(job)
 
 

@@ -146,8 +146,11 @@ def _make_parts(kind: str, parts: Iterable[Part], workers: int) -> None:
     total = sum(p.stop - p.start for p in parts)
     done = total - sum(p.stop - p.start for p in todo)
     lifetime = 1 if kind in SPEAKING else None
+    # a plain fork would copy the locks of whatever threads the caller has: cv2 then never returns
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload([__name__])
     with (
-        multiprocessing.Pool(workers, _quiet, maxtasksperchild=lifetime) as pool,
+        clean.Pool(workers, _quiet, maxtasksperchild=lifetime) as pool,
         tqdm(total=total, initial=done, desc=kind, unit="sample") as bar,
     ):
         for count in pool.imap_unordered(_make_part, todo, chunksize=1):
