@@ -22,11 +22,13 @@ from merkit.errors import (
     ContractMismatchError,
     DeadlineExceededError,
     InferenceError,
+    InputError,
     InvalidInputError,
     MerkitError,
     ServerNotReadyError,
     ServerUnavailableError,
 )
+from merkit.media.container import NAMELESS
 from merkit.media.limits import Limits
 from merkit.results import Prediction
 
@@ -156,7 +158,13 @@ class Client:
         start = time.perf_counter()
         entry = self._entry(clip, keep_frames)
         timings = dict(entry.timings_ms)
-        outputs = self.backend.infer(entry.tensors, timings)
+        try:
+            outputs = self.backend.infer(entry.tensors, timings)
+        except InputError as error:  # a server is sent the clip's bytes, not its name
+            if NAMELESS not in error.found or isinstance(clip.media, bytes):
+                raise
+            found = error.found.replace(NAMELESS, clip.name)
+            raise type(error)(found, error.expected, error.action) from error
         timings["total"] = (time.perf_counter() - start) * 1e3
         return Prediction.from_outputs(
             {**entry.detail, **outputs},

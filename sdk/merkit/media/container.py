@@ -22,6 +22,7 @@ from merkit.errors import (
 from merkit.media.limits import HEADER_BYTES, Limits, image_size
 
 Source = str | os.PathLike[str] | bytes
+NAMELESS = "the clip given as bytes"
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 4096
 PRIMING = 0.5
 """Seconds that codecs and edit lists may keep beside what is played."""
@@ -45,7 +46,7 @@ class ClipFile:
                 "a path, or bytes",
                 "give the file's path, or bytes(...) of its content",
             )
-        self.name = "the clip given as bytes" if isinstance(source, bytes) else os.fspath(source)
+        self.name = NAMELESS if isinstance(source, bytes) else os.fspath(source)
         size = len(source) if isinstance(source, bytes) else self._size(Path(source))
         if size == 0:
             raise unreadable(f"{self.name} is empty")
