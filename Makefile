@@ -52,15 +52,20 @@ bundle: .venv/.dev  ## corpus, training, export, proof: rewrites $(BUNDLE)
 	$(BIN)/merkit-train run $(RECIPE) --corpus $(CORPUS) --out $(RUN)
 	$(BIN)/merkit-export build $(RUN) --out $(BUNDLE)
 	$(BIN)/merkit-export verify $(BUNDLE) --run $(RUN) --report docs/parity.md \
-		$(foreach split,multi semi noise,--clips $(CORPUS)/clips/test_$(split))
+	  $(TESTS_OF:%=--clips $(CORPUS)/clips/%)
+	@mkdir -p out
+	$(BIN)/python -m merkit_training.fusion.tables $(RUN) > out/modality-table.md
+	mv out/modality-table.md docs/modality-table.md
 
 bench: .venv/.dev .venv-triton/.ready  ## PyTorch, embedded and Triton side by side
 	$(BIN)/python -m merkit_bench --bundle $(BUNDLE) --run $(RUN) --out out/bench \
 	  $(if $(wildcard $(CORPUS)/clips/test_multi),--split $(CORPUS)/clips/test_multi)
 
 agreement: .venv/.dev .venv-triton/.ready  ## served against embedded on whole test splits
+	@mkdir -p out
 	$(BIN)/python -m merkit_bench.agreement --bundle $(BUNDLE) \
-	  --clips $(TESTS_OF:%=$(CORPUS)/clips/%) > docs/agreement.md
+	  --clips $(TESTS_OF:%=$(CORPUS)/clips/%) > out/agreement.md
+	mv out/agreement.md docs/agreement.md
 
 serve: .venv/.dev .venv-triton/.ready  ## the checked-in bundle on Triton, loopback
 	$(BIN)/merkit serve $(BUNDLE)
