@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from merkit.contract import Preprocessing
-from merkit_training.encoders.sound_config import AudioConfig, JointConfig, TextConfig
-from merkit_training.encoders.vision_config import FaceEncoderConfig
+from merkit_training.encoders.audio.config import AudioConfig
+from merkit_training.encoders.joint.config import JointConfig
+from merkit_training.encoders.text.config import TextConfig
+from merkit_training.encoders.vision.config import FaceEncoderConfig
 from merkit_training.fusion.config import BranchConfig, FusionConfig
 from merkit_training.labels import MER6 as LABELS
 from merkit_training.recipe import Recipe, RunConfig

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from merkit.contract import Preprocessing
 from merkit.pipeline import GROUPS, standard_contract
-from merkit_training.encoders.audio import AudioEncoder
-from merkit_training.encoders.joint import JointEncoder, JointSizes
-from merkit_training.encoders.sound_config import AudioConfig, JointConfig, TextConfig
-from merkit_training.encoders.text import TextEncoder
+from merkit_training.encoders.audio.config import AudioConfig
+from merkit_training.encoders.audio.encoder import AudioEncoder
+from merkit_training.encoders.joint.config import JointConfig
+from merkit_training.encoders.joint.encoder import JointEncoder, JointSizes
+from merkit_training.encoders.text.config import TextConfig
+from merkit_training.encoders.text.encoder import TextEncoder
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -15,8 +15,13 @@ from tiny_corpus import write_tiny_corpus
 
 from merkit.errors import BundleCorruptError, BundleNotFoundError
 from merkit.pipeline import GROUPS, standard_contract
-from merkit_training.encoders import audio, joint, text, tokenizer
-from merkit_training.encoders.sound_config import AudioConfig, JointConfig, TextConfig
+from merkit_training.encoders.audio import encoder as audio
+from merkit_training.encoders.audio.config import AudioConfig
+from merkit_training.encoders.joint import encoder as joint
+from merkit_training.encoders.joint.config import JointConfig
+from merkit_training.encoders.text import encoder as text
+from merkit_training.encoders.text import tokenizer
+from merkit_training.encoders.text.config import TextConfig
 from merkit_training.encoders.utterances import Utterances, batched
 from merkit_training.labels import MER6
 from merkit_training.preprocess import Preprocess

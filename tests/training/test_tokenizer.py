@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from merkit.errors import BundleCorruptError, BundleNotFoundError
 from merkit.pipeline import GROUPS, standard_contract
 from merkit.steps.tokenize import Tokenize
-from merkit_training.encoders import tokenizer
+from merkit_training.encoders.text import tokenizer
 from merkit_training.labels import MER6
 
 TEXTS = (

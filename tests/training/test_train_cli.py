@@ -84,7 +84,7 @@ def test_two_recipes_never_mix_in_one_run(
 def test_a_killed_stage_continues(
     recipe: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from merkit_training.encoders import vision
+    from merkit_training.encoders.vision import encoder as vision
 
     out = tmp_path / "run"
     assert _run(recipe, corpus, tmp_path / "whole") == 0

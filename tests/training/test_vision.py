@@ -15,11 +15,11 @@ from tiny_corpus import write_tiny_corpus
 
 from merkit.contract import Preprocessing
 from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputError
-from merkit_training.encoders import vision
-from merkit_training.encoders.augment import augment
-from merkit_training.encoders.faces import FaceSets, repeated
-from merkit_training.encoders.vision import FaceEncoder, tile_positions, tiled
-from merkit_training.encoders.vision_config import FaceEncoderConfig
+from merkit_training.encoders.vision import encoder as vision
+from merkit_training.encoders.vision.augment import augment
+from merkit_training.encoders.vision.config import FaceEncoderConfig
+from merkit_training.encoders.vision.encoder import FaceEncoder, tile_positions, tiled
+from merkit_training.encoders.vision.faces import FaceSets, repeated
 from merkit_training.labels import FACE8, MER6
 from merkit_training.preprocess import FaceGrid
 from merkit_training.recipe import Recipe, recipe_from

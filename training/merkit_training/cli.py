@@ -16,12 +16,12 @@ from pathlib import Path
 from merkit.errors import InvalidInputError, MerkitError, MissingExtraError
 
 STAGES = {
-    "tokenizer": "merkit_training.encoders.tokenizer:train",
-    "face_encoder": "merkit_training.encoders.vision:train_face_encoder",
-    "face_encoder_large": "merkit_training.encoders.vision:train_face_encoder_large",
-    "text_encoder": "merkit_training.encoders.text:train",
-    "audio_encoder": "merkit_training.encoders.audio:train",
-    "joint_encoder": "merkit_training.encoders.joint:train",
+    "tokenizer": "merkit_training.encoders.text.tokenizer:train",
+    "face_encoder": "merkit_training.encoders.vision.encoder:train_face_encoder",
+    "face_encoder_large": "merkit_training.encoders.vision.encoder:train_face_encoder_large",
+    "text_encoder": "merkit_training.encoders.text.encoder:train",
+    "audio_encoder": "merkit_training.encoders.audio.encoder:train",
+    "joint_encoder": "merkit_training.encoders.joint.encoder:train",
     "features": "merkit_training.fusion.features:extract",
     "fusion": "merkit_training.fusion.stage:train",
 }

@@ -21,18 +21,20 @@ from merkit.errors import InvalidInputError
 from merkit_training.settings import Natural, from_table
 
 if TYPE_CHECKING:
-    from merkit_training.encoders.sound_config import AudioConfig, JointConfig, TextConfig
-    from merkit_training.encoders.vision_config import FaceEncoderConfig
+    from merkit_training.encoders.audio.config import AudioConfig
+    from merkit_training.encoders.joint.config import JointConfig
+    from merkit_training.encoders.text.config import TextConfig
+    from merkit_training.encoders.vision.config import FaceEncoderConfig
     from merkit_training.fusion.config import FusionConfig
     from merkit_training.synth.config import SynthConfig
 
 TABLES = {
     "synth": "merkit_training.synth.config:SynthConfig",
-    "face_encoder": "merkit_training.encoders.vision_config:FaceEncoderConfig",
-    "face_encoder_large": "merkit_training.encoders.vision_config:FaceEncoderConfig",
-    "audio_encoder": "merkit_training.encoders.sound_config:AudioConfig",
-    "text_encoder": "merkit_training.encoders.sound_config:TextConfig",
-    "joint_encoder": "merkit_training.encoders.sound_config:JointConfig",
+    "face_encoder": "merkit_training.encoders.vision.config:FaceEncoderConfig",
+    "face_encoder_large": "merkit_training.encoders.vision.config:FaceEncoderConfig",
+    "audio_encoder": "merkit_training.encoders.audio.config:AudioConfig",
+    "text_encoder": "merkit_training.encoders.text.config:TextConfig",
+    "joint_encoder": "merkit_training.encoders.joint.config:JointConfig",
     "fusion": "merkit_training.fusion.config:FusionConfig",
 }
 """Where each table's dataclass lives, as `module:class`."""

@@ -41,6 +41,12 @@ Amount = Annotated[float, Range(0)]
 """A finite number that is not negative."""
 
 
+def divides(hidden: int, heads: int) -> None:
+    """Refuses a width that its attention heads cannot share."""
+    if hidden % heads:
+        raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads})")
+
+
 def from_table(cls: type[T], table: object, where: str) -> T:
     """Builds the dataclass `cls` from a TOML table.
 

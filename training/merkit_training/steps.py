@@ -11,11 +11,11 @@ from merkit.errors import InvalidInputError
 
 LOADERS = {
     "preprocess": "merkit_training.preprocess:load",
-    "face_encoder": "merkit_training.encoders.vision:load",
-    "face_encoder_large": "merkit_training.encoders.vision:load_large",
-    "audio_encoder": "merkit_training.encoders.audio:load",
-    "text_encoder": "merkit_training.encoders.text:load",
-    "joint_encoder": "merkit_training.encoders.joint:load",
+    "face_encoder": "merkit_training.encoders.vision.encoder:load",
+    "face_encoder_large": "merkit_training.encoders.vision.encoder:load_large",
+    "audio_encoder": "merkit_training.encoders.audio.encoder:load",
+    "text_encoder": "merkit_training.encoders.text.encoder:load",
+    "joint_encoder": "merkit_training.encoders.joint.encoder:load",
     "fusion": "merkit_training.fusion.model:load",
     "voting": "merkit_training.voting:load",
 }

@@ -16,10 +16,10 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from merkit.pipeline import SEED_VOTERS
-from merkit_training.encoders.audio import AudioEncoder
-from merkit_training.encoders.joint import JointEncoder, JointSizes
-from merkit_training.encoders.text import TextEncoder
-from merkit_training.encoders.vision import FaceEncoder, SavedFaceEncoder
+from merkit_training.encoders.audio.encoder import AudioEncoder
+from merkit_training.encoders.joint.encoder import JointEncoder, JointSizes
+from merkit_training.encoders.text.encoder import TextEncoder
+from merkit_training.encoders.vision.encoder import FaceEncoder, SavedFaceEncoder
 from merkit_training.fusion.model import Fusion
 from merkit_training.labels import MER6
 from merkit_training.recipe import Recipe

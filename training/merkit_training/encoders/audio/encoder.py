@@ -20,9 +20,9 @@ from tqdm import tqdm
 from transformers import HubertConfig, HubertModel
 
 from merkit.contract import Preprocessing
+from merkit_training.encoders.audio.config import AudioConfig
 from merkit_training.encoders.pooling import attention_bias, length_mask, pooled
 from merkit_training.encoders.probe import features_of, head_scores, linear_probe
-from merkit_training.encoders.sound_config import AudioConfig
 from merkit_training.encoders.store import load_module
 from merkit_training.encoders.utterances import Heads, Utterances, batched
 from merkit_training.fit import FitConfig, clear_checkpoints, fit, step_rng

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from merkit_training.corpus import read_sentences
-from merkit_training.encoders import tokenizer
-from merkit_training.encoders.decoder import Decoder
 from merkit_training.encoders.pooling import length_mask, pooled
 from merkit_training.encoders.probe import MOST_SAMPLES, features_of, head_scores, linear_probe
-from merkit_training.encoders.sound_config import TextConfig
 from merkit_training.encoders.store import load_module
+from merkit_training.encoders.text import tokenizer
+from merkit_training.encoders.text.config import TextConfig
+from merkit_training.encoders.text.decoder import Decoder
 from merkit_training.fit import FitConfig, clear_checkpoints, fit
 from merkit_training.labels import MER6
 from merkit_training.recipe import Recipe

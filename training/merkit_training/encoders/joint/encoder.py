@@ -21,14 +21,15 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from merkit.contract import MODALITIES, Preprocessing
-from merkit_training.encoders import tokenizer
-from merkit_training.encoders.decoder import Decoder
+from merkit_training.encoders.joint.config import JointConfig
 from merkit_training.encoders.pooling import length_mask, masked_mean, pooled
 from merkit_training.encoders.probe import features_of, head_scores, linear_probe
-from merkit_training.encoders.sound_config import JointConfig, TextConfig
 from merkit_training.encoders.store import load_module
-from merkit_training.encoders.text import STEP as TEXT_STEP
-from merkit_training.encoders.text import TextEncoder
+from merkit_training.encoders.text import tokenizer
+from merkit_training.encoders.text.config import TextConfig
+from merkit_training.encoders.text.decoder import Decoder
+from merkit_training.encoders.text.encoder import STEP as TEXT_STEP
+from merkit_training.encoders.text.encoder import TextEncoder
 from merkit_training.encoders.utterances import Heads, Utterances, batched
 from merkit_training.fit import FitConfig, clear_checkpoints, fit, step_rng
 from merkit_training.preprocess import LogMel

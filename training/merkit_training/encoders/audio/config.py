@@ -1,35 +1,11 @@
-"""Sizes and schedules of the sound and word encoders, readable without importing torch."""
+"""Sizes and schedules of the audio encoder, readable without importing torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
 
-from merkit_training.settings import Amount, Count, Natural, Share
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The tokeniser and the decoder-only text encoder (seed 2.2.3)."""
-
-    vocabulary: Count = 1200  # tokens, the special ones included
-    hidden: Count = 128  # width of the features
-    layers: Count = 4
-    heads: Count = 4
-    intermediate: Count = 384  # width inside the gated MLP
-    pretrain_epochs: Count = 1  # of next-token prediction over the sentences
-    epochs: Count = 2  # of emotion classification over the sentences
-    batch_size: Count = 128
-    lr: Amount = 2e-3  # peak rate while pre-training
-    finetune_lr: Amount = 1e-3  # peak rate on emotion
-    language_share: Share = 0.1  # weight of next-token prediction beside emotion
-    token_dropout: Share = 0.05  # share of input tokens hidden while learning emotion
-    label_smoothing: Share = 0.05
-    bf16: bool = False  # bfloat16 autocast: faster where the processor has it
-    threads: Count = 2  # of torch, while this stage trains
-
-    def __post_init__(self) -> None:
-        _divides(self.hidden, self.heads)
+from merkit_training.settings import Amount, Count, Natural, Share, divides
 
 
 @dataclass(frozen=True)
@@ -67,7 +43,7 @@ class AudioConfig:
     threads: Count = 2  # of torch, while this stage trains
 
     def __post_init__(self) -> None:
-        _divides(self.hidden, self.heads)
+        divides(self.hidden, self.heads)
         layers = (self.conv_channels, self.conv_kernels, self.conv_strides)
         if len({len(values) for values in layers}) != 1 or min(map(min, layers), default=0) < 1:
             raise ValueError(
@@ -88,37 +64,3 @@ class AudioConfig:
         for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
             seen, step = seen + (kernel - 1) * step, step * stride
         return seen
-
-
-@dataclass(frozen=True)
-class JointConfig:
-    """Whisper encoder, projector and LLM over sound, prompt and transcript (seed 2.3).
-
-    The LLM has the text encoder's sizes and starts from its weights.
-    """
-
-    hidden: Count = 128  # width of the audio tower
-    layers: Count = 2  # of the audio tower
-    heads: Count = 4
-    intermediate: Count = 384
-    frames_per_embedding: Count = 4  # frames of the tower that become one audio embedding
-    tower_epochs: Count = 4  # of the audio tower alone
-    tower_lr: Amount = 1e-3
-    epochs: Count = 3  # of all together
-    lr: Amount = 5e-4
-    batch_size: Count = 32
-    modality_dropout: Share = 0.1  # share of samples without sound, and again without words
-    noise_share: Share = 0.5  # share of training sounds mixed with babble
-    prosody_weight: Amount = 0.5
-    class_weight: Amount = 0.5
-    label_smoothing: Share = 0.05
-    bf16: bool = False  # bfloat16 autocast: faster where the processor has it
-    threads: Count = 2  # of torch, while this stage trains
-
-    def __post_init__(self) -> None:
-        _divides(self.hidden, self.heads)
-
-
-def _divides(hidden: int, heads: int) -> None:
-    if hidden % heads:
-        raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from merkit_training.settings import Amount, Count, Natural, Share
+from merkit_training.settings import Amount, Count, Natural, Share, divides
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,4 @@ class FaceEncoderConfig:
     threads: Count = 2  # of torch, while this stage trains
 
     def __post_init__(self) -> None:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        divides(self.hidden, self.heads)

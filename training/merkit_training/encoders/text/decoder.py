@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3Model
 
 from merkit_training.encoders.pooling import attention_bias
-from merkit_training.encoders.sound_config import TextConfig
+from merkit_training.encoders.text.config import TextConfig
 
 MAX_POSITIONS = 2048
 

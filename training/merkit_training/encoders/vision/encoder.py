@@ -24,10 +24,10 @@ from transformers import InternVLVisionConfig, InternVLVisionModel, ViTConfig, V
 
 from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError
-from merkit_training.encoders.augment import augment
-from merkit_training.encoders.faces import FaceSets, Images, Labels, repeated
 from merkit_training.encoders.store import load_module, save_module
-from merkit_training.encoders.vision_config import FaceEncoderConfig
+from merkit_training.encoders.vision.augment import augment
+from merkit_training.encoders.vision.config import FaceEncoderConfig
+from merkit_training.encoders.vision.faces import FaceSets, Images, Labels, repeated
 from merkit_training.fit import FitConfig, clear_checkpoints, fit
 from merkit_training.labels import FACE8, MER6
 from merkit_training.metrics import accuracy, waf

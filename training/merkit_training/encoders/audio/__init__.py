@@ -1,0 +1,1 @@
+"""The audio encoder: HuBERT (seed 2.2.2)."""

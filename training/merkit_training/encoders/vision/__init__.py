@@ -1,0 +1,1 @@
+"""The face encoders: Emotion ViT and InternViT (seed 2.2.1)."""
