@@ -6,6 +6,9 @@ guess, a misspelt label would silently become a seventh class.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from merkit.errors import InvalidInputError
 
 MER6 = ("neutral", "angry", "happy", "sad", "worried", "surprise")
@@ -33,3 +36,22 @@ def alias(name: str) -> str:
             f"the label {name!r} is unknown", f"one of {known}", "correct the label file"
         )
     return plain
+
+
+def classes_of(corpus: Path) -> tuple[str, ...]:
+    """The emotion classes of a corpus, in order: those that its card names, else MER6."""
+    return _names(corpus, "labels") or MER6
+
+
+def face_classes_of(corpus: Path) -> tuple[str, ...]:
+    """The classes of a corpus' single faces, in order: those that its card names, else FACE8."""
+    return _names(corpus, "face_labels") or FACE8
+
+
+def _names(corpus: Path, key: str) -> tuple[str, ...]:
+    path = corpus / "card.json"
+    if not path.is_file():
+        return ()
+    card = json.loads(path.read_text("utf-8"))
+    names = card.get(key, ())
+    return tuple(names) if isinstance(names, list) else ()
