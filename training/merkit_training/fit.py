@@ -42,6 +42,7 @@ class FitConfig:
     label_smoothing: Share = 0.0  # for the loss to read: `fit` itself ignores it
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: Share = 0.9  # of sgd
+    betas: tuple[Share, Share] = (0.9, 0.98)  # of adamw
     bf16: bool = False  # run the loss under bfloat16 autocast
     checkpoint_seconds: Amount = 45.0  # a killed run loses no more than this
 
@@ -248,4 +249,4 @@ def _optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
