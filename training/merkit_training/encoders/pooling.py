@@ -9,25 +9,35 @@ themselves (the last one normed, as published), and padding never counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 LAST_LAYERS = 4
+Layers = Literal["mean", "sum"]
+"""How the last layers become one: their mean (the seed) or their sum (MERTools' features)."""
 MASK_FILL = -1e4  # of attention scores: exp gives 0, and float16 can hold it
 
 
-def pooled(states: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Mean over the last four layers, then over the positions that `mask` admits.
+def pooled(states: Sequence[Tensor], mask: Tensor, layers: Layers = "mean") -> Tensor:
+    """The last four layers as one, then the mean over the positions that `mask` admits.
 
     Args:
         states: each layer's output, [batch, time, width].
         mask: bool [batch, time].
+        layers: whether the layers are averaged or added.
 
     Returns:
         [batch, width]; zeros where the mask admits nothing.
     """
-    return masked_mean(torch.stack(list(states[-LAST_LAYERS:])).mean(0), mask)
+    return masked_mean(combined(states, layers), mask)
+
+
+def combined(states: Sequence[Tensor], layers: Layers = "mean") -> Tensor:
+    """The last four layers (all of fewer), averaged or added: [batch, time, width]."""
+    last = torch.stack(list(states[-LAST_LAYERS:]))
+    return last.sum(0) if layers == "sum" else last.mean(0)
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
