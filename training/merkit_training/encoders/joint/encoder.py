@@ -27,7 +27,7 @@ from merkit_training.encoders.probe import features_of, head_scores, linear_prob
 from merkit_training.encoders.store import load_module
 from merkit_training.encoders.text import tokenizer
 from merkit_training.encoders.text.config import TextConfig
-from merkit_training.encoders.text.decoder import Decoder
+from merkit_training.encoders.text.decoder import make_decoder
 from merkit_training.encoders.text.encoder import STEP as TEXT_STEP
 from merkit_training.encoders.text.encoder import TextEncoder
 from merkit_training.encoders.utterances import Heads, Utterances, batched
@@ -105,7 +105,7 @@ class JointEncoder(nn.Module):
             nn.GELU(),
             nn.Linear(sizes.text.hidden, sizes.text.hidden),
         )
-        self.decoder = Decoder(sizes.text)
+        self.decoder = make_decoder(sizes.text)
 
     def states(
         self, log_mel: Tensor, joint_ids: Tensor, joint_length: Tensor, presence: Tensor

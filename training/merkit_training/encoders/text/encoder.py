@@ -17,7 +17,7 @@ from merkit_training.encoders.probe import MOST_SAMPLES, features_of, head_score
 from merkit_training.encoders.store import load_module
 from merkit_training.encoders.text import tokenizer
 from merkit_training.encoders.text.config import TextConfig
-from merkit_training.encoders.text.decoder import Decoder
+from merkit_training.encoders.text.decoder import make_decoder
 from merkit_training.fit import FitConfig, clear_checkpoints, fit
 from merkit_training.labels import MER6
 from merkit_training.recipe import Recipe
@@ -31,7 +31,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.decoder = Decoder(config)
+        self.decoder = make_decoder(config)
 
     def states(self, text_ids: Tensor, text_length: Tensor) -> tuple[list[Tensor], Tensor]:
         """Each layer's output [batch, tokens, hidden], and the mask of valid tokens."""
