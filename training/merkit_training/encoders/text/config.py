@@ -7,7 +7,7 @@ from typing import Literal
 
 from merkit_training.settings import Amount, Count, Natural, Share, divides
 
-Architecture = Literal["qwen3", "llama", "baichuan", "qwen", "auto"]
+Architecture = Literal["qwen3", "qwen2", "llama", "baichuan", "qwen", "auto"]
 
 
 @dataclass(frozen=True)

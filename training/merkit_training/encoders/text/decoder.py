@@ -16,6 +16,7 @@ from merkit_training.encoders.text.config import Architecture, DecoderSizes
 
 MAKERS: dict[Architecture, str] = {
     "qwen3": "merkit_training.encoders.text.rotary:RotaryDecoder",
+    "qwen2": "merkit_training.encoders.text.rotary:RotaryDecoder",
     "llama": "merkit_training.encoders.text.rotary:RotaryDecoder",
     "baichuan": "merkit_training.encoders.text.baichuan:BaichuanDecoder",
     "qwen": "merkit_training.encoders.joint.qwen:QwenDecoder",

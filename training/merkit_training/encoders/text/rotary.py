@@ -1,4 +1,4 @@
-"""Decoders with rotary positions, of Qwen3's or Llama's layers: the small language models.
+"""Decoders with rotary positions, of Qwen3's, Qwen2's or Llama's layers: the small language models.
 
 transformers builds masks and caches in ways that depend on the inputs' values, which an exported
 graph cannot. So the layers are transformers' own (and so are the weights' names), while masks,
@@ -9,17 +9,28 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 from merkit_training.encoders.pooling import attention_bias
 from merkit_training.encoders.text.config import DecoderSizes
 from merkit_training.encoders.text.decoder import Decoder
 
-FAMILIES = {"qwen3": (Qwen3Config, Qwen3Model), "llama": (LlamaConfig, LlamaModel)}
+FAMILIES = {
+    "qwen3": (Qwen3Config, Qwen3Model),
+    "qwen2": (Qwen2Config, Qwen2Model),
+    "llama": (LlamaConfig, LlamaModel),
+}
 
 
 class RotaryDecoder(Decoder):
-    """Qwen3 or Llama."""
+    """Qwen3, Qwen2 or Llama."""
 
     def __init__(self, sizes: DecoderSizes) -> None:
         super().__init__()
