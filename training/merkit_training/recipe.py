@@ -47,6 +47,7 @@ class RunConfig:
     name: str = "tiny"
     seed: Natural = 0
     weights: Literal["float16", "int8"] = "float16"  # what encoders are rounded to when saved
+    hub: bool = False  # whether a `checkpoint` that is no folder may be fetched from a hub
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,37 @@
+"""The stages of a run, in the order in which one may build on another.
+
+A stage is a function `(recipe, corpus, run) -> scores` and leaves `run/<stage>/card.json`. They
+are named here by location, so that a command line can list them without importing torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from merkit_training.recipe import Recipe
+
+STAGES = {
+    "tokenizer": "merkit_training.encoders.text.tokenizer:train",
+    "face_encoder": "merkit_training.encoders.vision.encoder:train_face_encoder",
+    "face_encoder_large": "merkit_training.encoders.vision.encoder:train_face_encoder_large",
+    "text_encoder": "merkit_training.encoders.text.encoder:train",
+    "audio_encoder": "merkit_training.encoders.audio.encoder:train",
+    "joint_encoder": "merkit_training.encoders.joint.encoder:train",
+    "features": "merkit_training.fusion.features:extract",
+    "fusion": "merkit_training.fusion.stage:train",
+}
+"""`module:function` of each stage; a `*_pretraining` stands before the encoder it serves."""
+
+
+def is_asked(recipe: Recipe, stage: str) -> bool:
+    """Whether the recipe wants the stage: pre-training of no epochs is left out."""
+    table = getattr(recipe, stage, None)
+    return not stage.endswith("_pretraining") or getattr(table, "epochs", 0) > 0
+
+
+def stage_function(stage: str) -> Callable[..., dict[str, float]]:
+    """The function of a stage; imports what the stage needs."""
+    module, _, name = STAGES[stage].partition(":")
+    function: Callable[..., dict[str, float]] = getattr(import_module(module), name)
+    return function
