@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +125,27 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(
     )
     assert first["sha256"] == second["sha256"] and len(first["sha256"]) > 20
     assert first["ceilings"] == second["ceilings"]
+
+
+_FILM = """
+import sys
+from pathlib import Path
+import numpy as np
+from merkit_training.synth.clips import write_mp4
+rng = np.random.default_rng(0)
+frames = [rng.integers(3 * i, 3 * i + 9, (160, 160, 3), np.uint8) for i in range(20)]
+write_mp4(Path(sys.argv[1]), frames, 12, rng.normal(0, 0.1, 26_000).astype(np.float32))
+"""
+
+
+def test_a_video_does_not_depend_on_what_memory_held_before(tmp_path: Path) -> None:
+    films = []
+    for junk in ("0", "1", "170"):
+        film = tmp_path / f"{junk}.mp4"
+        environment = os.environ | {"MALLOC_PERTURB_": junk}
+        subprocess.run([sys.executable, "-c", _FILM, film], env=environment, check=True)
+        films.append(film.read_bytes())
+    assert films[0] == films[1] == films[2]
 
 
 def test_the_card_counts_what_is_there_and_states_ceilings(corpus: Path) -> None:

@@ -43,6 +43,9 @@ from merkit_training.synth.sets import Source
 from merkit_training.synth.speech import RATE, Wave, babble, mix, speak, voice
 
 AAC_FRAME = 1024
+REPEATABLE = {"threads": "1", "mbtree": "0"}
+"""Of libx264: its macroblock tree reads memory that it has not written, so the bytes of a video
+depended on what the process had freed before. glibc's MALLOC_PERTURB_ shows it."""
 SNRS = range(5, 11)  # dB, MER-NOISE
 BLURS = (1, 2, 4)  # the picture is halved log2 of this often, then doubled again
 
@@ -135,7 +138,7 @@ def write_mp4(path: Path, frames: list[Pixels], fps: int, wave: Wave) -> None:
         video = container.add_stream("libx264", rate=fps)
         video.height, video.width = frames[0].shape[:2]
         video.pix_fmt = "yuv420p"
-        video.options = {"preset": "veryfast", "crf": "22", "g": str(fps), "threads": "1"}
+        video.options = {"preset": "veryfast", "crf": "22", "g": str(fps), **REPEATABLE}
         audio = container.add_stream("aac", rate=RATE)
         audio.layout = "mono"
         audio.bit_rate = 48_000
