@@ -9,6 +9,7 @@ from merkit_training.encoders.audio.config import AudioConfig
 from merkit_training.encoders.joint.config import JointConfig
 from merkit_training.encoders.text.config import TextConfig
 from merkit_training.encoders.vision.config import FaceEncoderConfig
+from merkit_training.encoders.vision.mae_config import MaeConfig
 from merkit_training.fusion.config import BranchConfig, FusionConfig
 from merkit_training.labels import MER6 as LABELS
 from merkit_training.recipe import Recipe, RunConfig
@@ -19,6 +20,7 @@ SMALLEST = Recipe(
     run=RunConfig("random"),
     preprocessing=Preprocessing(),
     synth=SynthConfig(),
+    face_pretraining=MaeConfig(),
     face_encoder=FaceEncoderConfig(hidden=32, layers=1, heads=2, patch=16),
     face_encoder_large=FaceEncoderConfig(
         architecture="internvit", hidden=40, layers=1, heads=2, patch=16

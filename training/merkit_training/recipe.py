@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from merkit_training.encoders.joint.config import JointConfig
     from merkit_training.encoders.text.config import TextConfig
     from merkit_training.encoders.vision.config import FaceEncoderConfig
+    from merkit_training.encoders.vision.mae_config import MaeConfig
     from merkit_training.fusion.config import FusionConfig
     from merkit_training.synth.config import SynthConfig
 
 TABLES = {
     "synth": "merkit_training.synth.config:SynthConfig",
+    "face_pretraining": "merkit_training.encoders.vision.mae_config:MaeConfig",
     "face_encoder": "merkit_training.encoders.vision.config:FaceEncoderConfig",
     "face_encoder_large": "merkit_training.encoders.vision.config:FaceEncoderConfig",
     "audio_encoder": "merkit_training.encoders.audio.config:AudioConfig",
@@ -57,6 +59,7 @@ class Recipe:
     run: RunConfig
     preprocessing: Preprocessing
     synth: SynthConfig
+    face_pretraining: MaeConfig
     face_encoder: FaceEncoderConfig
     face_encoder_large: FaceEncoderConfig
     audio_encoder: AudioConfig
