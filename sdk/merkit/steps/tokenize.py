@@ -16,6 +16,7 @@ import numpy as np
 from merkit.contract import Contract
 from merkit.errors import BundleCorruptError, InvalidInputError, MissingExtraError
 from merkit.steps.base import Array, column, padded, take
+from merkit.steps.prompt import Prompt
 
 PAD = "<pad>"
 CHARACTERS_PER_TOKEN = 200
@@ -27,7 +28,8 @@ class Tokenize:
 
     Text is normalised (NFC) and stripped; of more than `max_text_tokens` ids the first are
     kept. No words: one pad id and `text_length` 0. `joint_ids` are the contract's prompt, then
-    the text (seed 2.3). No special tokens are added. Batches are padded with the pad id.
+    the text (seed 2.3), or both at the places that it names (see `Prompt`). No special tokens are
+    added. Batches are padded with the pad id.
     """
 
     name: ClassVar[str] = "tokenize"
@@ -36,14 +38,14 @@ class Tokenize:
         self.contract = contract
         self.tokenizer = _load(resources)
         self.pad = int(self.tokenizer.token_to_id(PAD))
-        self.prompt = self._encode(contract.preprocessing.prompt)
+        self.prompt = Prompt.of(contract.preprocessing.prompt, self.tokenizer)
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """See Step."""
         (text,) = take(tensors, self.contract, "text")
         most = self.contract.preprocessing.max_text_tokens
         ids = [self._encode(_clean(value, most))[:most] for value in text[:, 0]]
-        joint = [self.prompt + row for row in ids]
+        joint = [self.prompt.around(row) for row in ids]
         return {
             "text_ids": self._padded(ids),
             "text_length": column([len(row) for row in ids]),

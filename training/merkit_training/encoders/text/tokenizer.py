@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from merkit.errors import BundleCorruptError, BundleNotFoundError
+from merkit.steps.prompt import Prompt
 from merkit_training.corpus import read_sentences, read_table
 from merkit_training.labels import MER6
 from merkit_training.recipe import Recipe
@@ -90,15 +91,16 @@ def encode(
         tokenizer: of `load`.
         texts: transcripts.
         limit: tokens kept of each transcript.
-        prompt: put before each transcript (seed 2.3), not counted in `limit`.
+        prompt: put before each transcript or around it (seed 2.3, see merkit.steps.prompt), not
+            counted in `limit`.
 
     Returns:
         ids int64 [n, tokens], right padded with `<pad>`, and lengths int64 [n, 1].
     """
-    head = tokenizer.encode(prompt).ids if prompt else []
+    template = Prompt.of(prompt, tokenizer)
     # as the SDK cleans them: Python strips more characters than the tokeniser's normaliser does
     cleaned = [unicodedata.normalize("NFC", text).strip() for text in texts]
-    rows = [head + e.ids[:limit] for e in tokenizer.encode_batch(cleaned)]
+    rows = [template.around(e.ids[:limit]) for e in tokenizer.encode_batch(cleaned)]
     lengths = np.array([[len(row)] for row in rows], np.int64)
     ids = np.zeros((len(rows), max(1, int(lengths.max(initial=1)))), np.int64)
     for i, row in enumerate(rows):
