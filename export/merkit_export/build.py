@@ -21,6 +21,7 @@ from merkit.bundle import MANIFEST, Bundle, onnx_steps, sha256_file, write_manif
 from merkit.errors import InvalidInputError, MerkitError
 from merkit.serving.render import render
 from merkit_export import graphs, samples
+from merkit_export.costs import operations
 from merkit_export.origin import Origin, provenance, read_origin
 from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
 from merkit_export.walk import torch_steps, walk
@@ -57,6 +58,9 @@ def build(run: Path, out: Path, *, name: str | None = None, say: Report = print)
         bundle = write_manifest(folder, origin.contract, digests, details)
         steps, outcome = prove(bundle, origin)
         say(f"parity: {describe(steps, outcome)}")
+        details["costs"] = operations(
+            origin.contract, origin.modules, bundle.resources("tokenize")
+        )
         details["validation"] |= {"parity": parity_summary(steps, outcome)}
         bundle = write_manifest(folder, origin.contract, digests, details)
         render(bundle, folder)

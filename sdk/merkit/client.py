@@ -222,6 +222,7 @@ def load(
     *,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
+    lazy: bool = False,
     detector: FaceDetector | None = None,
     limits: Limits | None = None,
 ) -> Client:
@@ -231,6 +232,7 @@ def load(
         bundle: the bundle's folder. Every content file is checked against its manifest.
         providers: ONNX Runtime execution providers in order of preference (`cpu`, `cuda`, ...).
         threads: budget of threads; default: the cores this process may use.
+        lazy: ask no branch whose vote cannot change the label, and run only the encoders needed.
         detector: finds faces; default: OpenCV's Haar cascade.
         limits: what a clip may be at most.
 
@@ -241,7 +243,7 @@ def load(
     """
     from merkit.backends.embedded import EmbeddedBackend
 
-    backend = EmbeddedBackend(open_bundle(bundle), providers, threads)
+    backend = EmbeddedBackend(open_bundle(bundle), providers, threads, lazy)
     return _or_close(backend, detector=detector, limits=limits)
 
 

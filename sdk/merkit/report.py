@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from merkit import __version__
 from merkit.errors import InvalidInputError, MerkitError
-from merkit.results import Face, Prediction, Vote
+from merkit.results import Face, Prediction, Vote, no_vote
 
 THUMBNAIL = 320  # longer side of a frame in the report, in pixels
 QUALITY = 85  # of its JPEG
@@ -215,19 +215,16 @@ def _shares(p: Prediction) -> str:
 
 
 def _votes(p: Prediction) -> str:
-    rows = "".join(_vote_row(name, vote, p.label) for name, vote in p.votes.items())
+    rows = "".join(_vote_row(name, vote, p) for name, vote in p.votes.items())
     return f"<table><caption>Vote of each branch</caption>{rows}</table>"
 
 
-def _vote_row(name: str, vote: Vote | None, label: str) -> str:
+def _vote_row(name: str, vote: Vote | None, p: Prediction) -> str:
     head = f'<th scope="row"><code>{escape(name)}</code></th>'
     if vote is None:
-        return (
-            f'<tr>{head}<td class="quiet" colspan="3">abstained: nothing it reads was there</td>'
-            "</tr>"
-        )
+        return f'<tr>{head}<td class="quiet" colspan="3">{no_vote(name, p)}</td></tr>'
     score = vote.scores[vote.label]
-    kind = ' class="winner"' if vote.label == label else ""
+    kind = ' class="winner"' if vote.label == p.label else ""
     return (
         f'<tr{kind}>{head}<td>{escape(vote.label)}</td><td style="width:60%">{_bar(score)}</td>'
         f'<td class="number">{score:.1%}</td></tr>'

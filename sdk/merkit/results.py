@@ -47,14 +47,15 @@ class Prediction:
         source: the clip's path, or what stands for it.
         label: the emotion that won the vote.
         scores: for each label, the mean over the branches that voted for the winner; sums to 1.
-        votes: for each branch in rank order its vote, or None where it abstained because nothing
-            of what it reads was there.
+        votes: for each branch in rank order its vote, or None where it cast none: it abstained,
+            because nothing of what it reads was there, or it was not asked.
         modalities: what was used, in the order video, audio, text.
         contributions: for each used modality its share in the decision; sums to 1.
         transcript: the words that were used, if any.
         faces: the faces that were read, in time order.
         timings_ms: milliseconds by step; `total` is the whole call.
         bundle: identities: `contract_id`, `bundle_id`, `backend` and the like.
+        not_asked: with lazy voting, the branches whose votes could no longer change the label.
         warnings: what the caller should know about this clip.
         picture: width and height of the source's picture in pixels, None without one.
         frames: for reports, frames in which faces were found, uint8 [h, w, 3] RGB by time, not
@@ -73,6 +74,7 @@ class Prediction:
     faces: tuple[Face, ...]
     timings_ms: Mapping[str, float]
     bundle: Mapping[str, str]
+    not_asked: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     picture: tuple[int, int] | None = None
     frames: Mapping[float, Array] = field(default_factory=dict, repr=False, compare=False)
@@ -95,6 +97,7 @@ class Prediction:
             ],
             "timings_ms": {name: round(ms, 3) for name, ms in self.timings_ms.items()},
             "bundle": dict(self.bundle),
+            "not_asked": list(self.not_asked),
             "warnings": list(self.warnings),
         }
 
@@ -139,10 +142,18 @@ class Prediction:
             faces=_faces(row, info) if "video" in present else (),
             timings_ms=dict(timings_ms or {}),
             bundle=dict(bundle or {}),
+            not_asked=tuple(_not_asked(votes, contract, present)),
             warnings=(*info.warnings, *_unused(info, present)),
             picture=(info.video.width, info.video.height) if info.video else None,
             frames=frames or {},
         )
+
+
+def no_vote(voter: str, prediction: Prediction) -> str:
+    """Why a branch cast no vote, for people to read."""
+    if voter in prediction.not_asked:
+        return "not asked: its vote could not change the label"
+    return "abstained: nothing it reads was there"
 
 
 def check_contract(outputs: Mapping[str, Array], contract: Contract) -> None:
@@ -195,6 +206,16 @@ def _check_scores(row: Mapping[str, Array], contract: Contract) -> None:
                 f"finite numbers of shape {list(shape)}",
                 "run merkit verify on the bundle",
             )
+
+
+def _not_asked(
+    votes: Mapping[str, Vote | None], contract: Contract, present: Sequence[str]
+) -> Iterator[str]:
+    """Branches without a vote although something that they read was there."""
+    for voter in contract.voters:
+        reads = {m for group in voter.groups for m in GROUP_MODALITIES[group]}
+        if votes[voter.name] is None and reads.intersection(present):
+            yield voter.name
 
 
 def _by_label(scores: Array, contract: Contract) -> dict[str, float]:

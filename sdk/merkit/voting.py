@@ -7,6 +7,8 @@ and while several labels tie, ignore the last voter and count again.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,3 +61,18 @@ def ranked_mode(
     total = (table * agree[..., None]).sum(axis=1, dtype=np.float32)
     scores = total / np.maximum(agree.sum(axis=1, dtype=np.float32), np.float32(1))[:, None]
     return label, scores
+
+
+def winner_of(ballots: Sequence[int]) -> int:
+    """The vote of one clip, Fig. 4 word by word: rank, count, drop the last until one mode is left.
+
+    Args:
+        ballots: in rank order a class, or NOBODY for an abstention.
+    """
+    remaining = [ballot for ballot in ballots if ballot != NOBODY]
+    while remaining:
+        counts = Counter(remaining).most_common(2)
+        if len(counts) == 1 or counts[0][1] > counts[1][1]:
+            return counts[0][0]
+        remaining.pop()
+    return NOBODY

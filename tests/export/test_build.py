@@ -79,6 +79,9 @@ def test_the_manifest_states_where_it_comes_from(exported: Bundle, random_run: P
     } - {"preprocess", "voting"}
     assert manifest["provenance"]["export"]["packages"]["torch"] == "2.13.0"
     assert manifest["validation"]["parity"]["steps"]["fusion"]["max_abs"] < 1e-4
+    costs = manifest["costs"]
+    assert set(costs) == {step.name for step in onnx_steps(exported.contract)}
+    assert all(costs[f"{name}_encoder"] > 1e5 for name in ("face", "audio", "text", "joint"))
     text = json.dumps(manifest)
     for path in (random_run, exported.root, Path.home(), Path(__file__).parents[2]):
         assert str(path) not in text

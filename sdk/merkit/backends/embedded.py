@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.backends.base import DTYPES, Tensors, check_tensors
+from merkit.backends.lazy import pull_votes, step_costs
 from merkit.backends.sessions import Session, open_sessions
 from merkit.bundle import RESTORE, Bundle
 from merkit.contract import MODALITIES, StepSpec
@@ -37,6 +38,8 @@ class EmbeddedBackend:
             as `cpu`, `cuda`, `tensorrt`, `openvino`, `coreml`. Default: CUDA where the installed
             ONNX Runtime has it, then CPU.
         threads: budget of threads for the mathematics; default: the cores this process may use.
+        lazy: ask only the voters that can still change the outcome, and run only the encoders
+            that these read. The label is the same; see `backends.lazy`.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -50,6 +53,7 @@ class EmbeddedBackend:
         bundle: Bundle,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
+        lazy: bool = False,
     ) -> None:
         if isinstance(providers, str):
             raise InvalidInputError(
@@ -62,6 +66,7 @@ class EmbeddedBackend:
         self.contract = bundle.contract
         self._sessions: dict[str, Session] = open_sessions(bundle, providers, budget)
         self._resources = bundle.resources
+        self._costs = step_costs(bundle) if lazy else None
         self._python_steps: dict[str, Any] = {}
         self._python_steps_lock = threading.Lock()
         self._closed = False
@@ -82,9 +87,13 @@ class EmbeddedBackend:
         steps = self.contract.steps
         made = {name for step in steps for name in step.outputs}
         wanted = (*OUTCOME, *(DETAIL if "clip" in tensors else ()))
-        plan = cut(steps, tensors.keys(), [name for name in wanted if name in made])
-        request = _Request(self, plan, dict(tensors), {} if timings is None else timings)
-        values = request.run()
+        values, told = dict(tensors), {} if timings is None else timings
+        if self._costs is not None and "branch_scores" not in tensors:
+            pull_votes(
+                self.contract, self._costs, values, lambda p, v: _Request(self, p, v, told).run()
+            )
+        plan = cut(steps, values.keys(), [name for name in wanted if name in made])
+        _Request(self, plan, values, told).run()
         return {name: values[name] for name in wanted if name in values}
 
     def run_step(self, step: StepSpec, given: Tensors) -> dict[str, Array]:
@@ -175,7 +184,8 @@ class _Request:
         self._gated = {step.name for step in plan if step.needs and self._knows_presence(plan)}
         self._running: dict[Future[tuple[dict[str, Array], float]], StepSpec] = {}
 
-    def run(self) -> dict[str, Array]:
+    def run(self) -> None:
+        """Runs the plan; outputs are added to the values."""
         try:
             while self._waiting or self._running:
                 ready = self._take_ready()
@@ -190,10 +200,9 @@ class _Request:
         finally:
             for future in self._running:
                 future.cancel()
-        return self._values
 
     def _finish(self, step: StepSpec, outputs: dict[str, Array], elapsed: float) -> None:
-        self._timings[step.name] = elapsed
+        self._timings[step.name] = self._timings.get(step.name, 0.0) + elapsed
         self._values.update(outputs)
 
     def _take_ready(self) -> list[StepSpec]:

@@ -125,6 +125,9 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--decode", choices=("server", "client"), help="where clips are decoded, with --url"
     )
+    predict.add_argument(
+        "--lazy", action="store_true", help="skip branches whose votes cannot change the label"
+    )
     predict.add_argument("--yunet", type=Path, metavar="PATH", help="find faces with this model")
     predict.set_defaults(run=_predict)
 
@@ -155,6 +158,8 @@ def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         parser.error(f"{len(args.text)} texts for {len(args.clips)} clips: give one for each")
     if args.url is None and (args.deadline is not None or args.decode is not None):
         parser.error("--deadline and --decode go with --url")
+    if args.url is not None and args.lazy:
+        parser.error("--lazy goes with a bundle run here, not with --url")
     if args.deadline is not None and not args.deadline > 0:
         parser.error("--deadline must be more than 0 seconds")
     if args.url is not None and args.yunet is not None and args.decode != "client":
@@ -177,7 +182,7 @@ def _client(args: argparse.Namespace) -> Client:
 
         detector = YuNetDetector(args.yunet)
     if args.url is None:
-        return load(_bundle(args.bundle), detector=detector)
+        return load(_bundle(args.bundle), lazy=args.lazy, detector=detector)
     options = {"deadline": args.deadline, "decode": args.decode, "detector": detector}
     return connect(args.url, **{k: v for k, v in options.items() if v is not None})
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from textwrap import wrap
 
 from merkit.contract import MODALITIES
-from merkit.results import Prediction
+from merkit.results import Prediction, no_vote
 
 BAR = 28
 BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -69,7 +69,7 @@ def _votes(p: Prediction) -> list[str]:
     return [
         f"{name:<{width}}  {vote.label:<{labels}} {vote.scores[vote.label]:6.1%}"
         if vote
-        else f"{name:<{width}}  abstained: nothing it reads was there"
+        else f"{name:<{width}}  {no_vote(name, p)}"
         for name, vote in p.votes.items()
     ]
 
