@@ -13,10 +13,12 @@ from merkit_training.recipe import Recipe
 
 STAGES = {
     "tokenizer": "merkit_training.encoders.text.tokenizer:train",
-    "face_encoder": "merkit_training.encoders.vision.encoder:train_face_encoder",
-    "face_encoder_large": "merkit_training.encoders.vision.encoder:train_face_encoder_large",
+    "face_pretraining": "merkit_training.encoders.vision.mae_train:train",
+    "face_encoder": "merkit_training.encoders.vision.train:train_face_encoder",
+    "face_encoder_large": "merkit_training.encoders.vision.train:train_face_encoder_large",
     "text_encoder": "merkit_training.encoders.text.encoder:train",
-    "audio_encoder": "merkit_training.encoders.audio.encoder:train",
+    "audio_pretraining": "merkit_training.encoders.audio.pretrain:train",
+    "audio_encoder": "merkit_training.encoders.audio.train:train",
     "joint_encoder": "merkit_training.encoders.joint.encoder:train",
     "features": "merkit_training.fusion.features:extract",
     "fusion": "merkit_training.fusion.stage:train",
