@@ -84,7 +84,7 @@ def test_two_recipes_never_mix_in_one_run(
 def test_a_killed_stage_continues(
     recipe: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from merkit_training.encoders.vision import encoder as vision
+    from merkit_training.encoders.vision import train as vision
 
     out = tmp_path / "run"
     assert _run(recipe, corpus, tmp_path / "whole") == 0
@@ -93,7 +93,7 @@ def test_a_killed_stage_continues(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(vision, "_teach_grids", interrupt)
+        patch.setattr(vision, "_teach_clips", interrupt)
         assert _run(recipe, corpus, out) == 130
     assert (out / "face_encoder" / "single.checkpoint").exists()
     assert not (out / "face_encoder" / "card.json").exists()

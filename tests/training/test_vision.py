@@ -15,7 +15,7 @@ from tiny_corpus import write_tiny_corpus
 
 from merkit.contract import Preprocessing
 from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputError
-from merkit_training.encoders.vision import encoder as vision
+from merkit_training.encoders.vision import train as vision
 from merkit_training.encoders.vision.augment import augment
 from merkit_training.encoders.vision.config import FaceEncoderConfig
 from merkit_training.encoders.vision.encoder import FaceEncoder, tile_positions, tiled
@@ -62,8 +62,8 @@ def test_labels_alone_teach_where_no_units_are_known(tmp_path: Path) -> None:
 
 
 def test_repeated_faces_keep_their_class_under_its_mer6_number(corpus: Path) -> None:
-    singles = FaceSets.read(corpus).singles["train"]
-    grids = repeated(singles, 30, 4, seed=0)
+    faces = FaceSets.read(corpus)
+    singles, grids = faces.singles["train"], repeated(faces, 30, seed=0)
     assert grids.images.shape == (30, 4, 64, 64, 3)
     first = {image.tobytes(): i for i, image in enumerate(singles.images)}
     for tiles, label in zip(grids.images, grids.labels, strict=True):

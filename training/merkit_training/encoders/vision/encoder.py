@@ -1,17 +1,14 @@
-"""The two face encoders: small twins of the seed's Emotion ViT and InternViT-6B (2.2.1).
+"""The two face encoders: the seed's Emotion ViT and InternViT-6B, of any size (2.2.1).
 
-Grids of faces alone teach a transformer of this size nothing (its sequence is long and its data
-few). So each encoder first learns to read one 64-pixel face; then its position table is copied
-into all four tiles of the grid, where every tile starts as a trained reader; then it learns to
-read four frames together (seed Fig. 2).
-
-The feature is the mean over the patch tokens of the last layer.
+What a clip's faces look like to an encoder is fixed here alone, for training and export alike: a
+grid of four frames, of which the feature is the mean over the last layer's patch tokens, through
+the projector where there is one. An encoder taught on single frames reads each tile of the grid
+by itself and averages, so that the pipeline's one tensor serves both (Table 2, single and multi).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,43 +21,60 @@ from transformers import InternVLVisionConfig, InternVLVisionModel, ViTConfig, V
 
 from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError
-from merkit_training.encoders.store import load_module, save_module
-from merkit_training.encoders.vision.augment import augment
+from merkit_training.encoders.store import load_module
 from merkit_training.encoders.vision.config import FaceEncoderConfig
-from merkit_training.encoders.vision.faces import FaceSets, Images, Labels, repeated
-from merkit_training.fit import FitConfig, clear_checkpoints, fit
-from merkit_training.labels import FACE8, MER6
-from merkit_training.metrics import accuracy, waf
-from merkit_training.recipe import Recipe
-from merkit_training.runs import stage_seed
 from merkit_training.settings import Count
 
 MLP_RATIO = 4  # of both architectures
+NORM_EPS = {"vit": 1e-12, "internvit": 1e-6}
 LAYER_SCALE = 0.1  # InternViT-6B's initial value of ls1 and ls2
-WHITENING_FACES = 3_000  # faces whose patches the first projection is fitted to
 WHITENING_FLOOR = 3e-3  # added to variances, so that mere noise is not blown up
 WAVE_BASE, WAVE_HEIGHT = 100.0, 0.5  # of the initial position table
+POSITIONS = "embeddings.position_embeddings"  # both architectures': [1, 1 + n * n, hidden]
 EVALUATION_BATCH = 200
 
 
 class FaceEncoder(nn.Module):
-    """A vision transformer over square images of `side` pixels."""
+    """A vision transformer over square images of `side` pixels.
 
-    def __init__(self, config: FaceEncoderConfig, side: int) -> None:
+    Args:
+        config: sizes; a `checkpoint` in it is not read (`layouts.resolved` does).
+        side: of the image, in pixels.
+        tiles: in a row of the image, if each is to be read by itself and their features averaged.
+    """
+
+    def __init__(self, config: FaceEncoderConfig, side: int, tiles: int = 1) -> None:
         super().__init__()
-        if side % config.patch:
+        self.config, self.side, self.tile = config, side, side // tiles
+        if self.tile % config.patch:
             raise InvalidInputError(
                 f"patch is {config.patch}",
-                f"a divisor of the image's side, {side} pixels",
+                f"a divisor of the image's side, {self.tile} pixels",
                 "correct the recipe",
             )
-        self.config, self.side = config, side
-        self.backbone = (_vit if config.architecture == "vit" else _internvit)(config, side)
+        self.backbone = (_vit if config.architecture == "vit" else _internvit)(config, self.tile)
+        if config.recompute:
+            self.backbone.gradient_checkpointing_enable()  # type: ignore[operator]
+        self.projector = _projector(config.hidden) if config.projector else None
 
     def forward(self, face_grid: Tensor) -> Tensor:
-        """float32 [b, 3, side, side], normalised -> features float32 [b, hidden]."""
-        tokens: Tensor = self.backbone(face_grid).last_hidden_state
-        return tokens[:, 1:].mean(dim=1)
+        """float32 [b, 3, side, side], or one tile of it, normalised -> features [b, hidden]."""
+        if face_grid.shape[-1] == self.tile:
+            return self._read(face_grid)
+        features = self._read(untiled(face_grid, self.tile).flatten(0, 1))
+        return features.view(len(face_grid), -1, self.config.hidden).mean(dim=1)
+
+    def _read(self, images: Tensor) -> Tensor:
+        tokens: Tensor = self.backbone(images).last_hidden_state
+        feature = tokens[:, 1:].mean(dim=1)
+        return feature if self.projector is None else self.projector(feature)
+
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks, first to last."""
+        vit = self.config.architecture == "vit"
+        blocks = self.backbone.get_submodule("layers" if vit else "encoder.layer")
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
 
 
 @dataclass(frozen=True)
@@ -69,36 +83,16 @@ class SavedFaceEncoder:
 
     encoder: FaceEncoderConfig
     side: Count  # of the grid image, in pixels
+    tiles: Count = 1  # in a row of it, if each is read by itself
 
-
-class FaceClassifier(nn.Module):
-    """An encoder with heads, which only training uses: for classes and for action units."""
-
-    def __init__(self, encoder: FaceEncoder, classes: int, units: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.norm = nn.LayerNorm(encoder.config.hidden)
-        self.classes = nn.Linear(encoder.config.hidden, classes)
-        self.units = nn.Linear(encoder.config.hidden, units)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images as the encoder's -> logits [b, classes] and standardised units [b, units]."""
-        features = self.norm(self.encoder(images))
-        return self.classes(features), self.units(features)
-
-    def loss(self, images: Tensor, labels: Tensor, units: Tensor) -> Tensor:
-        """Cross-entropy, and the weighted squared error of the units where there are any."""
-        config = self.encoder.config
-        logits, read = self(images)
-        value = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-        if units.shape[1]:
-            value = value + config.unit_weight * F.mse_loss(read, units)
-        return value
+    def build(self) -> FaceEncoder:
+        """The encoder at random weights."""
+        return FaceEncoder(self.encoder, self.side, self.tiles)
 
 
 def load(run: Path, step: str = "face_encoder") -> FaceEncoder:
     """The trained encoder of a run; errors as `load_module`."""
-    return load_module(run, step, SavedFaceEncoder, lambda s: FaceEncoder(s.encoder, s.side))
+    return load_module(run, step, SavedFaceEncoder, SavedFaceEncoder.build)
 
 
 def load_large(run: Path) -> FaceEncoder:
@@ -106,99 +100,81 @@ def load_large(run: Path) -> FaceEncoder:
     return load(run, "face_encoder_large")
 
 
-def train_face_encoder(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
-    """Trains the step `face_encoder`; returns validation scores."""
-    return _train("face_encoder", recipe.face_encoder, recipe, corpus, run)
+@torch.no_grad()
+def encode_images(
+    encoder: FaceEncoder,
+    images: NDArray[np.uint8],
+    p: Preprocessing,
+    batch: int = EVALUATION_BATCH,
+) -> NDArray[np.float32]:
+    """Features of faces as the pipeline would compute them.
+
+    Args:
+        encoder: in eval mode, on any device.
+        images: uint8 RGB [n, s, s, 3], or [n, f, s, s, 3] of f >= 1 frames in time order, where s
+            is the side of one tile of the encoder's image, or of the whole.
+        p: the mean and deviation to normalise with.
+        batch: images at a time.
+
+    Returns:
+        float32 [n, hidden].
+
+    Raises:
+        InvalidInputError: images of another shape or type.
+    """
+    if images.ndim == 4:
+        images = images[:, None]
+    if images.ndim != 5 or images.dtype != np.uint8 or not images.shape[1]:
+        found = f"the images are {images.dtype} of shape {images.shape}"
+        raise InvalidInputError(found, "uint8 [n, side, side, 3] or [n, frames, side, side, 3]")
+    grid = encoder.side // images.shape[2]
+    if images.shape[2] != images.shape[3] or grid * images.shape[2] != encoder.side:
+        found = f"the images have {images.shape[2]} x {images.shape[3]} pixels"
+        raise InvalidInputError(found, f"squares, a whole number of them in {encoder.side} pixels")
+    frames = images.shape[1]
+    order = [int((i + 0.5) * frames / grid**2) for i in range(grid**2)]  # as the contract has it
+    device = next(encoder.parameters()).device
+    parts = [np.zeros((0, encoder.config.hidden), np.float32)]
+    for i in range(0, len(images), batch):
+        tiles = normalised(images[i : i + batch, order], p).to(device)
+        parts.append(encoder(tiled(tiles, grid)).float().cpu().numpy())
+    return np.concatenate(parts)
 
 
-def train_face_encoder_large(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
-    """Trains the step `face_encoder_large`; returns validation scores."""
-    return _train("face_encoder_large", recipe.face_encoder_large, recipe, corpus, run)
+def normalised(images: NDArray[np.uint8], p: Preprocessing) -> Tensor:
+    """uint8 [..., side, side, 3] -> float32 [..., 3, side, side] in the encoders' units."""
+    mean, std = 255 * torch.tensor(p.face_mean), 255 * torch.tensor(p.face_std)
+    return ((torch.from_numpy(images).float() - mean) / std).movedim(-1, -3)
 
 
-def _train(
-    step: str, config: FaceEncoderConfig, recipe: Recipe, corpus: Path, run: Path
-) -> dict[str, float]:
-    torch.set_num_threads(min(config.threads, torch.get_num_threads()))  # OMP_NUM_THREADS caps it
-    folder, seed, p = run / step, stage_seed(recipe, step), recipe.preprocessing
-    torch.manual_seed(seed)
-    faces = FaceSets.read(corpus)
-    single = FaceClassifier(FaceEncoder(config, p.face_size), len(FACE8), faces.units)
-    start_patches(single.encoder, _to_float(faces.singles["train"].images[:WHITENING_FACES], p))
-    singles = _teach_singles(single, faces, folder, seed, p)
-
-    grid = _grown(single, p.face_size * p.grid, p.grid)
-    grids = _teach_grids(grid, faces, folder, seed + 1, p)
-
-    scores = {f"single_{k}": v for k, v in singles.items()}
-    scores |= {f"grid_{k}": v for k, v in grids.items()}
-    card = {
-        "step": step,
-        "scores": scores,
-        "seed": seed,
-        "parameters": sum(w.numel() for w in grid.encoder.parameters()),
-        "feature": f"mean over the patch tokens of the last layer, {config.hidden} wide",
-    }
-    saved = SavedFaceEncoder(config, grid.encoder.side)
-    save_module(run, step, saved, grid.encoder, card)
-    clear_checkpoints(folder)
-    return scores
+def tiled(faces: Tensor, grid: int) -> Tensor:
+    """float32 [b, grid * grid, 3, s, s] in time order -> [b, 3, grid * s, grid * s], as the
+    `preprocess` step lays them out."""
+    batch, _, colours, side, _ = faces.shape
+    rows = faces.view(batch, grid, grid, colours, side, side).permute(0, 3, 1, 4, 2, 5)
+    return rows.reshape(batch, colours, grid * side, grid * side)
 
 
-def _grown(single: FaceClassifier, side: int, grid: int) -> FaceClassifier:
-    """The reader of grids that starts as the trained reader of single faces: tile by tile the
-    same positions, and of the head the classes that MER6 keeps."""
-    units = single.units.out_features
-    grown = FaceClassifier(FaceEncoder(single.encoder.config, side), len(MER6), units)
-    kept = [FACE8.index(name) for name in MER6]
-    state = single.state_dict()
-    state |= {name: state[name][kept] for name in ("classes.weight", "classes.bias")}
-    tiles = tile_positions(single.encoder.state_dict(), grid)
-    state |= {f"encoder.{name}": value for name, value in tiles.items()}
-    grown.load_state_dict(state)
-    return grown
+def untiled(images: Tensor, side: int) -> Tensor:
+    """The inverse of `tiled`, for tiles of `side` pixels."""
+    batch, colours, whole, _ = images.shape
+    grid = whole // side
+    rows = images.view(batch, colours, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5)
+    return rows.reshape(batch, grid * grid, colours, side, side)
 
 
-def _teach_singles(
-    model: FaceClassifier, faces: FaceSets, folder: Path, seed: int, p: Preprocessing
-) -> dict[str, float]:
-    """Eight classes on single faces; returns WAF and accuracy on `val`."""
-    config = model.encoder.config
-    train, val = faces.singles["train"], faces.singles["val"]
-    schedule = _schedule(config, config.single_epochs, config.lr, seed)
+def tile_positions(state: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
+    """A single face's encoder for grids: its position table is copied into each tile.
 
-    def loss(model: nn.Module, indices: NDArray[np.int64]) -> Tensor:
-        images = augment(_to_float(train.images[indices], p)[:, None])[:, 0]
-        assert isinstance(model, FaceClassifier)
-        return model.loss(images, *train.targets(indices))
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        predicted = _predict(model, val.images, lambda part: _to_float(part, p))
-        return _scores(val.labels, predicted, len(FACE8))
-
-    return fit(model, loss, len(train.labels), schedule, folder, name="single", evaluate=evaluate)
-
-
-def _teach_grids(
-    model: FaceClassifier, faces: FaceSets, folder: Path, seed: int, p: Preprocessing
-) -> dict[str, float]:
-    """Six classes on sequences and some repeated single faces; WAF and accuracy on `val`."""
-    config = model.encoder.config
-    train, val = faces.sequences["train"], faces.sequences["val"]
-    tiles = train.images.shape[1]
-    train = train.joined(repeated(faces.singles["train"], config.grid_singles, tiles, seed))
-    schedule = _schedule(config, config.grid_epochs, config.grid_lr, seed)
-
-    def loss(model: nn.Module, indices: NDArray[np.int64]) -> Tensor:
-        images = tiled(augment(_to_float(train.images[indices], p)), p.grid)
-        assert isinstance(model, FaceClassifier)
-        return model.loss(images, *train.targets(indices))
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        predicted = _predict(model, val.images, lambda part: tiled(_to_float(part, p), p.grid))
-        return _scores(val.labels, predicted, len(MER6))
-
-    return fit(model, loss, len(train.labels), schedule, folder, name="grid", evaluate=evaluate)
+    Args:
+        state: of a `FaceEncoder` whose side is one face's.
+        grid: tiles in a row.
+    """
+    key = f"backbone.{POSITIONS}"
+    first, patches = state[key][:, :1], state[key][:, 1:]
+    n = math.isqrt(patches.shape[1])
+    table = patches.view(1, n, n, -1).tile(1, grid, grid, 1).flatten(1, 2)
+    return {**state, key: torch.cat((first, table), dim=1)}
 
 
 @torch.no_grad()
@@ -215,7 +191,7 @@ def start_patches(encoder: FaceEncoder, images: Tensor) -> None:
     """
     projection = encoder.backbone.get_parameter("embeddings.patch_embeddings.projection.weight")
     offset = encoder.backbone.get_parameter("embeddings.patch_embeddings.projection.bias")
-    positions = encoder.backbone.get_parameter("embeddings.position_embeddings")
+    positions = encoder.backbone.get_parameter(POSITIONS)
     patch = encoder.config.patch
     patches = F.unfold(images, patch, stride=patch).transpose(1, 2).flatten(0, 1)
     mean, (values, vectors) = patches.mean(0), torch.linalg.eigh(patches.T.cov())
@@ -224,7 +200,7 @@ def start_patches(encoder: FaceEncoder, images: Tensor) -> None:
     whitening = (vectors / (values + WHITENING_FLOOR).sqrt()).T  # [kept, 3 * patch * patch]
     projection[:kept] = whitening.view(kept, *projection.shape[1:])
     offset[:kept] = -whitening @ mean
-    positions[0, 1:] = _waves(encoder.side // patch, encoder.config.hidden)
+    positions[0, 1:] = _waves(encoder.tile // patch, encoder.config.hidden)
 
 
 def _waves(n: int, hidden: int) -> Tensor:
@@ -237,26 +213,11 @@ def _waves(n: int, hidden: int) -> Tensor:
     return WAVE_HEIGHT * F.pad(table, (0, hidden - 4 * quarter))
 
 
-def tile_positions(state: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
-    """A single face's encoder for grids: its position table is copied into each tile.
-
-    Args:
-        state: of a `FaceEncoder` whose side is one face's.
-        grid: tiles in a row.
-    """
-    key = "backbone.embeddings.position_embeddings"  # both architectures': [1, 1 + n * n, hidden]
-    first, patches = state[key][:, :1], state[key][:, 1:]
-    n = math.isqrt(patches.shape[1])
-    table = patches.view(1, n, n, -1).tile(1, grid, grid, 1).flatten(1, 2)
-    return {**state, key: torch.cat((first, table), dim=1)}
-
-
-def tiled(faces: Tensor, grid: int) -> Tensor:
-    """float32 [b, grid * grid, 3, s, s] in time order -> [b, 3, grid * s, grid * s], as the
-    `preprocess` step lays them out."""
-    batch, _, colours, side, _ = faces.shape
-    rows = faces.view(batch, grid, grid, colours, side, side).permute(0, 3, 1, 4, 2, 5)
-    return rows.reshape(batch, colours, grid * side, grid * side)
+def _projector(width: int) -> nn.Sequential:
+    """InternVL's mlp1 at one width: what stands between the vision transformer and its users."""
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+    )
 
 
 def _vit(config: FaceEncoderConfig, side: int) -> nn.Module:
@@ -265,9 +226,10 @@ def _vit(config: FaceEncoderConfig, side: int) -> nn.Module:
             hidden_size=config.hidden,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
-            intermediate_size=MLP_RATIO * config.hidden,
+            intermediate_size=config.intermediate or MLP_RATIO * config.hidden,
             image_size=side,
             patch_size=config.patch,
+            layer_norm_eps=config.norm_eps or NORM_EPS["vit"],
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         ),
@@ -282,42 +244,15 @@ def _internvit(config: FaceEncoderConfig, side: int) -> nn.Module:
             hidden_size=config.hidden,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
-            intermediate_size=MLP_RATIO * config.hidden,
+            intermediate_size=config.intermediate or MLP_RATIO * config.hidden,
             image_size=[side, side],
             patch_size=[config.patch, config.patch],
-            use_qk_norm=True,
-            norm_type="rms_norm",
-            attention_bias=False,
+            layer_norm_eps=config.norm_eps or NORM_EPS["internvit"],
+            use_qk_norm=config.qk_norm,
+            norm_type="rms_norm" if config.rms_norm else "layer_norm",
+            attention_bias=config.qkv_bias,
             layer_scale_init_value=LAYER_SCALE,
             use_mean_pooling=True,
         )
     )
     return model
-
-
-def _schedule(config: FaceEncoderConfig, epochs: int, lr: float, seed: int) -> FitConfig:
-    return FitConfig(
-        epochs=epochs,
-        batch_size=config.batch_size,
-        lr=lr,
-        weight_decay=config.weight_decay,
-        label_smoothing=config.label_smoothing,
-        seed=seed,
-        bf16=config.bf16,
-    )
-
-
-def _to_float(images: Images, p: Preprocessing) -> Tensor:
-    """uint8 [..., side, side, 3] -> normalised float32 [..., 3, side, side]."""
-    mean, std = 255 * torch.tensor(p.face_mean), 255 * torch.tensor(p.face_std)
-    return ((torch.from_numpy(images).float() - mean) / std).movedim(-1, -3)
-
-
-def _predict(model: nn.Module, images: Images, to_input: Callable[[Images], Tensor]) -> Labels:
-    parts = range(0, len(images), EVALUATION_BATCH)
-    logits = [model(to_input(images[i : i + EVALUATION_BATCH]))[0] for i in parts]
-    return torch.cat(logits).argmax(dim=1).numpy()
-
-
-def _scores(truth: Labels, predicted: Labels, classes: int) -> dict[str, float]:
-    return {"waf": waf(truth, predicted, classes), "accuracy": accuracy(truth, predicted)}
