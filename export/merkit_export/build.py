@@ -7,6 +7,7 @@ backend; and only what passed takes the target's place, whose former content sta
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -20,6 +21,7 @@ from merkit.backends.embedded import EmbeddedBackend
 from merkit.bundle import MANIFEST, Bundle, onnx_steps, sha256_file, write_manifest
 from merkit.errors import InvalidInputError, MerkitError
 from merkit.serving.render import render
+from merkit.steps.tokenize import JOINT_FILE
 from merkit_export import graphs, samples
 from merkit_export.costs import operations
 from merkit_export.origin import Origin, provenance, read_origin
@@ -97,8 +99,7 @@ def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str,
     contract = origin.contract
     resources = folder / "tokenize" / "1"
     resources.mkdir(parents=True)
-    shutil.copyfile(origin.tokenizer, resources / origin.tokenizer.name)
-    digests = {"tokenize": sha256_file(resources / origin.tokenizer.name)}
+    digests = {"tokenize": _copy_tokenizers(origin.tokenizer, resources)}
     example = _example(origin, resources)
     for spec in onnx_steps(contract):
         started = time.monotonic()
@@ -108,6 +109,15 @@ def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str,
         seconds = time.monotonic() - started
         say(f"{spec.name:20} {size / 1e6:6.2f} MB {len(model.graph.node):5} nodes {seconds:6.1f} s")
     return digests
+
+
+def _copy_tokenizers(first: Path, folder: Path) -> str:
+    """Copies the tokeniser, and the joint model's own where it has one; the digest of both."""
+    files = [path for path in (first, first.with_name(JOINT_FILE)) if path.exists()]
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+    digests = [sha256_file(folder / path.name) for path in files]
+    return digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def prove(bundle: Bundle, origin: Origin) -> tuple[list[StepParity], OutcomeParity]:

@@ -176,10 +176,32 @@ def test_a_tokenizer_that_cannot_be_read_is_the_bundles_fault(
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleCorruptError):
         Tokenize(CONTRACT, tmp_path)
-    text = (tokenizer / "tokenizer.json").read_text("utf-8").replace("<pad>", "<gap>")
-    (tmp_path / "tokenizer.json").write_text(text, "utf-8")
-    with pytest.raises(BundleCorruptError, match="<pad>"):
+    (tmp_path / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
+    Tokenize(CONTRACT, tmp_path)
+    (tmp_path / "joint.json").write_text("{}")
+    with pytest.raises(BundleCorruptError, match=r"joint\.json"):
         Tokenize(CONTRACT, tmp_path)
+
+
+def test_a_joint_model_may_have_a_vocabulary_of_its_own(tmp_path: Path, tokenizer: Path) -> None:
+    text = (tokenizer / "tokenizer.json").read_text("utf-8")
+    (tmp_path / "tokenizer.json").write_text(text, "utf-8")
+    other = text.replace('"speaker": 6', '"speaker": 60')
+    assert other != text
+    (tmp_path / "joint.json").write_text(other, "utf-8")
+    out = Tokenize(CONTRACT, tmp_path)(texts("the speaker"))
+    assert out["text_ids"].tolist() == [[5, 6]]
+    assert out["joint_ids"].tolist() == [[2, 3, 4, 5, 60, 7, 8, 5, 60]]
+
+
+def test_text_cannot_smuggle_special_tokens_in(tmp_path: Path, tokenizer: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    made.add_special_tokens(["<|end|>"])
+    assert made.encode("the <|end|>").ids[1] == 10  # plain use of the file would
+    made.save(str(tmp_path / "tokenizer.json"))
+    out = Tokenize(CONTRACT, tmp_path)(texts("the <|end|>"))
+    assert 10 not in out["text_ids"]
 
 
 def test_a_client_that_decodes_itself_sends_the_same_tensors(media: Path) -> None:

@@ -1,7 +1,8 @@
 """The step `tokenize`: words become ids for the text model and for the joint model's prompt.
 
 Training and serving must cut a sentence into the same ids, so both come through here, with the
-`tokenizer.json` that travels in the bundle.
+`tokenizer.json` that travels in the bundle. A joint model with a language model of its own has a
+vocabulary of its own: `joint.json` beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from merkit.errors import BundleCorruptError, InvalidInputError, MissingExtraErr
 from merkit.steps.base import Array, column, padded, take
 from merkit.steps.prompt import Prompt
 
-PAD = "<pad>"
+TEXT_FILE, JOINT_FILE = "tokenizer.json", "joint.json"
+PAD_ID = 0
+"""What fills a batch up. Masks hide it, so any id does, whatever a vocabulary calls it."""
 CHARACTERS_PER_TOKEN = 200
 """Longer text is cut by characters first, so that a novel costs no more than a page."""
 
@@ -29,35 +32,42 @@ class Tokenize:
     Text is normalised (NFC) and stripped; of more than `max_text_tokens` ids the first are
     kept. No words: one pad id and `text_length` 0. `joint_ids` are the contract's prompt, then
     the text (seed 2.3), or both at the places that it names (see `Prompt`). No special tokens are
-    added. Batches are padded with the pad id.
+    added, and text that spells one is cut like any other. Batches are padded with the pad id.
     """
 
     name: ClassVar[str] = "tokenize"
 
     def __init__(self, contract: Contract, resources: Path | None) -> None:
         self.contract = contract
-        self.tokenizer = _load(resources)
-        self.pad = int(self.tokenizer.token_to_id(PAD))
-        self.prompt = Prompt.of(contract.preprocessing.prompt, self.tokenizer)
+        folder = resources or Path()
+        self.text = self.joint = _load(folder / TEXT_FILE)
+        if (folder / JOINT_FILE).exists():
+            self.joint = _load(folder / JOINT_FILE)
+        self.prompt = Prompt.of(contract.preprocessing.prompt, self.joint)
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """See Step."""
         (text,) = take(tensors, self.contract, "text")
         most = self.contract.preprocessing.max_text_tokens
-        ids = [self._encode(_clean(value, most))[:most] for value in text[:, 0]]
-        joint = [self.prompt.around(row) for row in ids]
+        cleaned = [_clean(value, most) for value in text[:, 0]]
+        ids = words = [_encode(self.text, one)[:most] for one in cleaned]
+        if self.joint is not self.text:
+            words = [_encode(self.joint, one)[:most] for one in cleaned]
+        joint = [self.prompt.around(row) for row in words]
         return {
-            "text_ids": self._padded(ids),
+            "text_ids": _padded(ids),
             "text_length": column([len(row) for row in ids]),
-            "joint_ids": self._padded(joint),
+            "joint_ids": _padded(joint),
             "joint_length": column([len(row) for row in joint]),
         }
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _padded(self, rows: list[list[int]]) -> Array:
-        return padded([np.array(row or [self.pad], np.int64) for row in rows], self.pad)
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _padded(rows: list[list[int]]) -> Array:
+    return padded([np.array(row or [PAD_ID], np.int64) for row in rows], PAD_ID)
 
 
 def _clean(value: Any, most: int) -> str:
@@ -75,12 +85,11 @@ def _clean(value: Any, most: int) -> str:
     return unicodedata.normalize("NFC", text[: most * CHARACTERS_PER_TOKEN]).strip()
 
 
-def _load(resources: Path | None) -> Any:
+def _load(path: Path) -> Any:
     try:
         import tokenizers
     except ImportError:
         raise MissingExtraError.of("tokenizers", "text") from None
-    path = (resources or Path()) / "tokenizer.json"
     try:
         tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
     except Exception as error:  # tokenizers raises bare Exception for a malformed file
@@ -89,10 +98,7 @@ def _load(resources: Path | None) -> Any:
             "a tokenizer.json of the tokenizers package",
             "fetch an unchanged copy of the bundle, or export it again",
         ) from None
-    if tokenizer.token_to_id(PAD) is None:
-        raise BundleCorruptError(
-            f"{path} has no token {PAD}", f"a vocabulary with {PAD}", "export the bundle again"
-        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # as any text: a transcript cannot smuggle one in
     return tokenizer
