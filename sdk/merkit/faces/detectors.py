@@ -95,11 +95,20 @@ class YuNetDetector:
 
     def detect(self, frame: NDArray[np.uint8]) -> tuple[Boxes, Confidence]:
         """See FaceDetector."""
+        boxes, confidence, _ = self.detect_landmarks(frame)
+        return boxes, confidence
+
+    def detect_landmarks(
+        self, frame: NDArray[np.uint8]
+    ) -> tuple[Boxes, Confidence, NDArray[np.float32]]:
+        """As `detect`, with landmarks float32 [k,5,2], x and y in pixels: the eyes, the tip of
+        the nose, the corners of the mouth; of each pair the subject's right one first."""
         height, width = frame.shape[:2]
         network = self._network((width, height))
         _, found = network.detect(np.ascontiguousarray(frame[:, :, ::-1]))
         rows = np.zeros((0, 15), np.float32) if found is None else np.asarray(found, np.float32)
-        return rows[:, :4].copy(), np.clip(rows[:, -1], 0.0, 1.0)
+        confidence = np.clip(rows[:, -1], 0.0, 1.0)
+        return rows[:, :4].copy(), confidence, rows[:, 4:14].reshape(-1, 5, 2).copy()
 
     def _network(self, size: tuple[int, int]) -> Any:
         cv2 = load_cv2()
