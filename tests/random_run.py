@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merkit.contract import Preprocessing
-from merkit_training.encoders.audio.config import AudioConfig
+from merkit_training.encoders.audio.config import AudioConfig, AudioPretrainingConfig
 from merkit_training.encoders.joint.config import JointConfig
 from merkit_training.encoders.text.config import TextConfig
 from merkit_training.encoders.vision.config import FaceEncoderConfig
@@ -25,6 +25,7 @@ SMALLEST = Recipe(
     face_encoder_large=FaceEncoderConfig(
         architecture="internvit", hidden=40, layers=1, heads=2, patch=16
     ),
+    audio_pretraining=AudioPretrainingConfig(),
     audio_encoder=AudioConfig(
         conv_channels=(8,) * 3, hidden=24, layers=1, heads=2, intermediate=32
     ),

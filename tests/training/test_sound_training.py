@@ -15,8 +15,11 @@ from tiny_corpus import write_tiny_corpus
 
 from merkit.errors import BundleCorruptError, BundleNotFoundError
 from merkit.pipeline import GROUPS, standard_contract
-from merkit_training.encoders.audio import encoder as audio
+from merkit_training.encoders.audio import train as audio
 from merkit_training.encoders.audio.config import AudioConfig
+from merkit_training.encoders.audio.encoder import AudioEncoder
+from merkit_training.encoders.audio.encoder import load as load_audio
+from merkit_training.encoders.audio.front import Front
 from merkit_training.encoders.joint import encoder as joint
 from merkit_training.encoders.joint.config import JointConfig
 from merkit_training.encoders.text import encoder as text
@@ -127,7 +130,7 @@ def test_babble_changes_a_sound_but_not_its_length_and_repeats(corpus: Path) -> 
 
 def test_a_step_that_was_not_trained_or_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleNotFoundError):
-        audio.load(tmp_path)
+        load_audio(tmp_path)
     folder = tmp_path / "text_encoder"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -155,8 +158,8 @@ def test_impossible_sizes_are_refused(config: Any, changes: dict[str, Any]) -> N
 
 def test_the_first_layer_begins_as_waves_that_answer_alike() -> None:
     torch.manual_seed(0)
-    encoder = audio.AudioEncoder(RECIPE.audio_encoder)
-    front = audio.Front(encoder, RECIPE.audio_encoder, RECIPE.preprocessing)
+    encoder = AudioEncoder(RECIPE.audio_encoder)
+    front = Front(encoder, RECIPE.audio_encoder, RECIPE.preprocessing)
     some = torch.randn(12, 8000), torch.full((12, 1), 8000)
     front.start_as_waves(*some, 16_000)
     layer = encoder.model.feature_extractor.conv_layers[0].conv

@@ -21,7 +21,7 @@ from merkit.errors import InvalidInputError
 from merkit_training.settings import Natural, from_table
 
 if TYPE_CHECKING:
-    from merkit_training.encoders.audio.config import AudioConfig
+    from merkit_training.encoders.audio.config import AudioConfig, AudioPretrainingConfig
     from merkit_training.encoders.joint.config import JointConfig
     from merkit_training.encoders.text.config import TextConfig
     from merkit_training.encoders.vision.config import FaceEncoderConfig
@@ -34,6 +34,7 @@ TABLES = {
     "face_pretraining": "merkit_training.encoders.vision.mae_config:MaeConfig",
     "face_encoder": "merkit_training.encoders.vision.config:FaceEncoderConfig",
     "face_encoder_large": "merkit_training.encoders.vision.config:FaceEncoderConfig",
+    "audio_pretraining": "merkit_training.encoders.audio.config:AudioPretrainingConfig",
     "audio_encoder": "merkit_training.encoders.audio.config:AudioConfig",
     "text_encoder": "merkit_training.encoders.text.config:TextConfig",
     "joint_encoder": "merkit_training.encoders.joint.config:JointConfig",
@@ -62,6 +63,7 @@ class Recipe:
     face_pretraining: MaeConfig
     face_encoder: FaceEncoderConfig
     face_encoder_large: FaceEncoderConfig
+    audio_pretraining: AudioPretrainingConfig
     audio_encoder: AudioConfig
     text_encoder: TextConfig
     joint_encoder: JointConfig

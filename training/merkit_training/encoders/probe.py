@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from merkit_training.labels import MER6
 from merkit_training.metrics import accuracy, waf
 
 MOST_SAMPLES = 6000  # of training: more changes the score by less than its error
@@ -31,7 +31,7 @@ def features_of(
     """float32 [count, width]: `encode(indices)` over all samples, without gradients."""
     with torch.no_grad():
         parts = [
-            encode(np.arange(i, min(i + batch, count))).float().numpy()
+            encode(np.arange(i, min(i + batch, count))).float().cpu().numpy()
             for i in range(0, count, batch)
         ]
     return np.concatenate(parts)
@@ -44,19 +44,22 @@ def linear_probe(
     val_labels: NDArray[np.int64],
 ) -> dict[str, float]:
     """`probe_waf` and `probe_accuracy` on validation of a logistic regression."""
-    fitted: Any = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+    reader = LogisticRegression(C=0.1, max_iter=300)
+    one_class = len(np.unique(train_labels[:MOST_SAMPLES])) == 1  # which it refuses to fit
+    fitted: Any = make_pipeline(StandardScaler(), DummyClassifier() if one_class else reader)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted.fit(train[:MOST_SAMPLES], train_labels[:MOST_SAMPLES])
     found = np.asarray(fitted.predict(val), np.int64)
+    classes = 1 + int(max(val_labels.max(), found.max()))
     return {
-        "probe_waf": waf(val_labels, found, len(MER6)),
+        "probe_waf": waf(val_labels, found, classes),
         "probe_accuracy": accuracy(val_labels, found),
     }
 
 
 def head_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """`waf` and `accuracy` of a stage's own head."""
-    found = logits.argmax(1).numpy().astype(np.int64)
-    truth = labels.numpy().astype(np.int64)
-    return {"waf": waf(truth, found, len(MER6)), "accuracy": accuracy(truth, found)}
+    found = logits.argmax(1).cpu().numpy().astype(np.int64)
+    truth = labels.cpu().numpy().astype(np.int64)
+    return {"waf": waf(truth, found, logits.shape[1]), "accuracy": accuracy(truth, found)}

@@ -37,7 +37,8 @@ class Utterances:
 
     waveforms: NDArray[np.int16]  # [all, samples], zero padded; a memory map
     rows: NDArray[np.int64]  # [n]: where in `waveforms` each utterance of the split stands
-    lengths: NDArray[np.int64]  # [n], samples
+    starts: NDArray[np.int64]  # [n]: first sample of what is kept of each
+    lengths: NDArray[np.int64]  # [n], samples kept
     labels: Tensor  # int64 [n], of `classes`
     classes: tuple[str, ...]
     texts: tuple[str, ...]
@@ -48,8 +49,13 @@ class Utterances:
     words: Tensor | None = None  # int64 [n]: the class that the words show, where it is known
 
     @staticmethod
-    def read(corpus: Path, split: str) -> Utterances:
+    def read(corpus: Path, split: str, most: int = 0) -> Utterances:
         """Reads one split of the corpus.
+
+        Args:
+            corpus: its folder.
+            split: `train` or `val`.
+            most: samples; of a longer utterance the middle, as `decode` keeps it (0: no limit).
 
         Raises:
             InvalidInputError: a file is missing or malformed, a length or label is impossible,
@@ -75,12 +81,15 @@ class Utterances:
                 return None
             return torch.tensor([_place(table[i][column], classes) for i in chosen])
 
+        lengths = np.asarray(found["lengths"])[chosen]
+        kept = np.minimum(lengths, most) if most else lengths
         known = found.arrays.get("prosody")
         prosody = np.zeros((len(chosen), 0), np.float32) if known is None else known[chosen]
         return Utterances(
             found["waveforms"],
             chosen,
-            np.asarray(found["lengths"])[chosen],
+            (lengths - kept) // 2,
+            kept,
             torch.from_numpy(np.asarray(found["labels"])[chosen]),
             classes,
             tuple(table[i].get("text", "") for i in chosen),
@@ -96,7 +105,8 @@ class Utterances:
 
     def wave(self, index: int) -> Wave:
         """float32 [samples] in -1..1, padding removed."""
-        samples = self.waveforms[self.rows[index], : self.lengths[index]]
+        start = self.starts[index]
+        samples = self.waveforms[self.rows[index], start : start + self.lengths[index]]
         return np.asarray(samples.astype(np.float32) / np.float32(32768))
 
     def crop(self, index: int, size: int, rng: np.random.Generator) -> Wave:
