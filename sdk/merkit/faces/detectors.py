@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ class HaarDetector:
     on its weakest neighbours. It ranks; it is no probability.
     """
 
+    cascade_file: ClassVar[str] = "haarcascade_frontalface_default.xml"
+
     def __init__(self, side: int = 320) -> None:
         self.side = side
         self._local = threading.local()
@@ -72,7 +74,7 @@ class HaarDetector:
                     "OpenCV 4",
                     "run: pip install 'merkit[media]', or give YuNetDetector its model",
                 )
-            path = Path(cv2.data.haarcascades) / "haarcascade_frontalface_default.xml"
+            path = Path(cv2.data.haarcascades) / self.cascade_file
             self._local.cascade = cv2.CascadeClassifier(str(path))
         return self._local.cascade
 
