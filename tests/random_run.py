@@ -6,9 +6,9 @@ from pathlib import Path
 
 from merkit.contract import Preprocessing
 from merkit_training.encoders.audio.config import AudioConfig, AudioPretrainingConfig
-from merkit_training.encoders.joint.config import JointConfig
+from merkit_training.encoders.joint.config import JointConfig, TowerPretrainingConfig
 from merkit_training.encoders.text.config import TextConfig
-from merkit_training.encoders.vision.config import FaceEncoderConfig
+from merkit_training.encoders.vision.config import ContrastiveConfig, FaceEncoderConfig
 from merkit_training.encoders.vision.mae_config import MaeConfig
 from merkit_training.fusion.config import BranchConfig, FusionConfig
 from merkit_training.labels import MER6 as LABELS
@@ -22,6 +22,7 @@ SMALLEST = Recipe(
     synth=SynthConfig(),
     face_pretraining=MaeConfig(),
     face_encoder=FaceEncoderConfig(hidden=32, layers=1, heads=2, patch=16),
+    face_large_pretraining=ContrastiveConfig(),
     face_encoder_large=FaceEncoderConfig(
         architecture="internvit", hidden=40, layers=1, heads=2, patch=16
     ),
@@ -30,6 +31,7 @@ SMALLEST = Recipe(
         conv_channels=(8,) * 3, hidden=24, layers=1, heads=2, intermediate=32
     ),
     text_encoder=TextConfig(vocabulary=300, hidden=16, layers=1, heads=2, intermediate=32),
+    tower_pretraining=TowerPretrainingConfig(),
     joint_encoder=JointConfig(hidden=16, layers=1, heads=2, intermediate=32),
     fusion=FusionConfig(branch=BranchConfig(hidden=16)),
 )

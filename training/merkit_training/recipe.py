@@ -22,9 +22,9 @@ from merkit_training.settings import Natural, from_table
 
 if TYPE_CHECKING:
     from merkit_training.encoders.audio.config import AudioConfig, AudioPretrainingConfig
-    from merkit_training.encoders.joint.config import JointConfig
+    from merkit_training.encoders.joint.config import JointConfig, TowerPretrainingConfig
     from merkit_training.encoders.text.config import TextConfig
-    from merkit_training.encoders.vision.config import FaceEncoderConfig
+    from merkit_training.encoders.vision.config import ContrastiveConfig, FaceEncoderConfig
     from merkit_training.encoders.vision.mae_config import MaeConfig
     from merkit_training.fusion.config import FusionConfig
     from merkit_training.synth.config import SynthConfig
@@ -33,10 +33,12 @@ TABLES = {
     "synth": "merkit_training.synth.config:SynthConfig",
     "face_pretraining": "merkit_training.encoders.vision.mae_config:MaeConfig",
     "face_encoder": "merkit_training.encoders.vision.config:FaceEncoderConfig",
+    "face_large_pretraining": "merkit_training.encoders.vision.config:ContrastiveConfig",
     "face_encoder_large": "merkit_training.encoders.vision.config:FaceEncoderConfig",
     "audio_pretraining": "merkit_training.encoders.audio.config:AudioPretrainingConfig",
     "audio_encoder": "merkit_training.encoders.audio.config:AudioConfig",
     "text_encoder": "merkit_training.encoders.text.config:TextConfig",
+    "tower_pretraining": "merkit_training.encoders.joint.config:TowerPretrainingConfig",
     "joint_encoder": "merkit_training.encoders.joint.config:JointConfig",
     "fusion": "merkit_training.fusion.config:FusionConfig",
 }
@@ -62,10 +64,12 @@ class Recipe:
     synth: SynthConfig
     face_pretraining: MaeConfig
     face_encoder: FaceEncoderConfig
+    face_large_pretraining: ContrastiveConfig
     face_encoder_large: FaceEncoderConfig
     audio_pretraining: AudioPretrainingConfig
     audio_encoder: AudioConfig
     text_encoder: TextConfig
+    tower_pretraining: TowerPretrainingConfig
     joint_encoder: JointConfig
     fusion: FusionConfig
 

@@ -56,3 +56,30 @@ class FaceEncoderConfig:
             raise ValueError("train_projector needs projector = true")
         if self.blocks is not None and not 0 <= self.blocks[0] <= self.blocks[1]:
             raise ValueError(f"blocks are {list(self.blocks)}, not a first and a last from 0")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """Image-text contrastive pre-training (CLIP) of [face_encoder_large], a small text tower
+    beside it: the start that Table 2's comparison of parts presupposes."""
+
+    epochs: Natural = 0  # 0: no pre-training
+    captions: Literal["units", "labels", "both"] = "both"  # what they tell, where none are written
+    wordings: bool = True  # vary the words of a caption from epoch to epoch
+    width: Count = 64  # of the space in which images and captions meet
+    text_hidden: Count = 64
+    text_layers: Count = 2
+    text_heads: Count = 4
+    max_words: Count = 32  # of a longer caption, the first
+    temperature: Amount = 0.07  # to begin with; learnt
+    batch_size: Count = 128  # each image's rivals; over all processes
+    lr: Amount = 1e-3  # peak rate
+    weight_decay: Amount = 0.05
+    recompute: bool = False  # activations in the backward pass: less memory, a third more time
+    bf16: bool = False  # train under bfloat16 autocast
+    threads: Count = 2  # of torch, while this stage trains
+
+    def __post_init__(self) -> None:
+        divides(self.text_hidden, self.text_heads)
+        if not self.temperature:
+            raise ValueError("temperature must be above 0")

@@ -26,6 +26,8 @@ from merkit.errors import InvalidInputError
 from merkit_training.encoders.store import save_module
 from merkit_training.encoders.vision.augment import augment
 from merkit_training.encoders.vision.config import FaceEncoderConfig
+from merkit_training.encoders.vision.contrastive import STAGE as PRETRAINING
+from merkit_training.encoders.vision.contrastive import load_pretrained
 from merkit_training.encoders.vision.encoder import (
     EVALUATION_BATCH,
     FaceEncoder,
@@ -149,15 +151,17 @@ def begin(
     Raises:
         InvalidInputError: parts alone are to be trained, and the rest would stay random.
     """
-    config = encoder.config
+    config, projector = encoder.config, False
     if step == "face_encoder" and start_encoder(encoder, run):
-        origin, projector = "face_pretraining", False
+        origin = "face_pretraining"
+    elif step == "face_encoder_large" and (found := load_pretrained(encoder, run)) is not None:
+        origin, projector = PRETRAINING, found
     elif config.checkpoint:
         load_checkpoint(encoder, hub=recipe.run.hub)
-        origin, projector = config.checkpoint, False
+        origin = config.checkpoint
     else:
         start_patches(encoder, faces())
-        origin, projector = WHITENED, False
+        origin = WHITENED
     if config.tune == "parts":
         _refuse_random(config, origin, projector)
     return origin
