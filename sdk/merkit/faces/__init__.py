@@ -1,7 +1,7 @@
 """The speaker's face in a clip: detectors, tracks, crops."""
 
 from merkit.faces.detectors import FaceDetector, HaarDetector, YuNetDetector
-from merkit.faces.speaker import Faces, PrecomputedFaces, find_faces, no_faces
+from merkit.faces.speaker import Faces, PrecomputedFaces, find_faces, no_faces, square_crop
 
 __all__ = [
     "FaceDetector",
@@ -11,4 +11,5 @@ __all__ = [
     "YuNetDetector",
     "find_faces",
     "no_faces",
+    "square_crop",
 ]

@@ -219,7 +219,7 @@ def _cropped(
     frames: NDArray[np.uint8], times: NDArray[np.float32], seen: Sequence[_Seen], p: Preprocessing
 ) -> Faces:
     height, width = frames.shape[1:3]
-    cut = [_crop(frames[s.frame], s.box, p) for s in seen]
+    cut = [square_crop(frames[s.frame], s.box, p) for s in seen]
     sharp = [sharpness(crop) for crop, _ in cut]
     good = [
         k
@@ -239,10 +239,19 @@ def _cropped(
     )
 
 
-def _crop(
+def square_crop(
     frame: NDArray[np.uint8], box: NDArray[np.float32], p: Preprocessing
 ) -> tuple[NDArray[np.uint8], float]:
-    """The square around a box, what lies outside the frame repeated from its edge."""
+    """The square around a box, what lies outside the frame repeated from its edge.
+
+    Args:
+        frame: uint8 [h,w,3] RGB.
+        box: x, y, w, h in the frame's pixels.
+        p: the crop's size and margin.
+
+    Returns:
+        The crop uint8 [s,s,3], and the share of the square that lies outside the frame.
+    """
     x, y, w, h = (float(value) for value in box)
     side = max(2, round(max(w, h) * (1 + p.face_margin)))
     left, top = round(x + (w - side) / 2), round(y + (h - side) / 2)
