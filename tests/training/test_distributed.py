@@ -1,0 +1,184 @@
+"""Two processes learn what one does; killed, they go on; only one of them writes.
+
+This file is also the program that the processes run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from merkit.errors import InvalidInputError
+from merkit_training.distributed import PlainModule
+from merkit_training.fit import FitConfig, fit
+
+X = torch.randn(301, 8, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] + X[:, 1] > 0).long()
+CONFIG = FitConfig(epochs=3, batch_size=25, accumulate=2, lr=5e-2, checkpoint_seconds=0)
+STEPS = 3 * (301 // 50)
+TOLERANCE = 1e-5  # of the loss and the weights: sums of the same terms in another order
+
+
+class Model(nn.Module):
+    """With a part that some steps leave out, as encoders with several heads have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.GELU())
+        self.heads = nn.ModuleList([nn.Linear(16, 2), nn.Linear(16, 2), nn.Linear(16, 2)])
+
+    def forward(self, values: Tensor, head: int) -> Tensor:
+        scores: Tensor = self.heads[head](self.body(values))
+        return scores
+
+
+def _train(folder: Path, kill_at: int = -1, config: FitConfig = CONFIG) -> dict[str, float]:
+    model, calls = Model(), 0
+
+    def loss(model: nn.Module, indices: NDArray[np.int64]) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == kill_at and os.environ.get("RANK") == "1":
+            os._exit(9)
+        scores = model(X[indices], 0) + model(X[indices], 1)
+        return nn.functional.cross_entropy(scores, Y[indices])
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return {"accuracy": float((model(X, 0).argmax(1) == Y).float().mean())}
+
+    scores = fit(model, loss, len(X), config, folder, name="a", evaluate=evaluate)
+    torch.save(model.state_dict(), folder / f"weights-{os.environ.get('RANK', '0')}.pt")
+    return scores
+
+
+def _launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    command += [__file__, str(folder), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def _curve(folder: Path, tag: str = "loss") -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder.parent / "logs" / folder.name / "a"))
+    events.Reload()
+    return [(point.step, point.value) for point in events.Scalars(tag)]
+
+
+def _weights(folder: Path, rank: int = 0) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = torch.load(folder / f"weights-{rank}.pt", weights_only=True)
+    return weights
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together") / "stage"
+    ended = _launch(folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+def test_two_processes_follow_the_curve_of_one(tmp_path: Path, together: Path) -> None:
+    alone = tmp_path / "stage"
+    scores = _train(alone)
+    one, two = _curve(alone), _curve(together)
+    assert [step for step, _ in one] == [step for step, _ in two] == list(range(STEPS))
+    assert np.allclose([v for _, v in one], [v for _, v in two], rtol=0, atol=TOLERANCE)
+    assert one[-1][1] < 0.5 * one[0][1]
+    assert json.loads((together / "scores.json").read_text())["accuracy"] == scores["accuracy"]
+    for name, value in _weights(alone).items():
+        assert torch.allclose(value, _weights(together)[name], rtol=0, atol=TOLERANCE), name
+
+
+def test_both_processes_end_at_the_same_weights(together: Path) -> None:
+    for name, value in _weights(together).items():
+        assert torch.equal(value, _weights(together, 1)[name]), name
+
+
+def test_only_one_process_writes(together: Path) -> None:
+    assert len(list((together.parent / "logs").rglob("events*"))) == 1
+    costs = json.loads((together / "fits.json").read_text())["a"]
+    assert costs["processes"] == 2 and costs["samples_per_second"] > 0
+
+
+def test_a_killed_pair_goes_on_to_the_same_end(tmp_path: Path, together: Path) -> None:
+    folder = tmp_path / "stage"
+    assert _launch(folder, "17").returncode != 0
+    assert (folder / "a.checkpoint").exists() and not (folder / "scores.json").exists()
+    ended = _launch(folder)
+    assert ended.returncode == 0, ended.stderr
+    for name, value in _weights(together).items():
+        assert torch.equal(value, _weights(folder)[name]), name
+    assert _curve(folder) == _curve(together)  # no step twice, none left out
+
+
+def test_passes_add_up_to_one_batch(tmp_path: Path) -> None:
+    _train(tmp_path / "two")
+    _train(tmp_path / "one", config=FitConfig(3, 50, 5e-2, checkpoint_seconds=0))
+    for name, value in _weights(tmp_path / "one").items():
+        assert torch.allclose(value, _weights(tmp_path / "two")[name], rtol=0, atol=TOLERANCE), name
+
+
+def test_a_step_too_small_to_share_is_refused(tmp_path: Path) -> None:
+    config = FitConfig(epochs=1, batch_size=2, accumulate=400, lr=1e-3)
+    with pytest.raises(InvalidInputError, match="301 samples for a step of 400"):
+        _train(tmp_path, config=config)
+
+
+def test_a_sharded_module_becomes_plain_again(tmp_path: Path) -> None:
+    ended = _launch(tmp_path, "shard")
+    assert ended.returncode == 0, ended.stderr
+
+
+def _shard_and_restore() -> None:
+    """FSDP on two processes, twice over the same module, with tied weights."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    from merkit_training import processes
+    from merkit_training.distributed import _whole
+
+    processes.join()
+    model = Model()
+    model.heads[1].weight = model.heads[0].weight
+    model.body[0].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = model(X, 0)
+    kinds = [type(module) for module in model.modules()]
+    for _ in range(2):
+        plain = PlainModule(model)
+        fully_shard(model.body)
+        fully_shard(model)
+        assert any(isinstance(value, DTensor) for value in model.parameters())
+        assert torch.allclose(model(X, 0), expected)
+        plain.restore({name: _whole(value) for name, value in model.state_dict().items()})
+        assert [type(module) for module in model.modules()] == kinds
+        assert model.heads[1].weight is model.heads[0].weight
+        assert not model.body[0].weight.requires_grad and model.body[0].bias.requires_grad
+        assert torch.equal(model(X, 0), expected)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]) and not isinstance(value, DTensor)
+
+
+def _main(folder: str, mode: str = "-1") -> None:
+    if mode == "shard":
+        return _shard_and_restore()
+    scores = _train(Path(folder), int(mode))
+    if os.environ["RANK"] == "0":
+        (Path(folder) / "scores.json").write_text(json.dumps(scores))
+    return None
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
