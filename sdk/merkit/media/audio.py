@@ -18,9 +18,16 @@ Waveform = NDArray[np.float32]
 MEAN = {"rematrix_maxval": "1.0"}
 """Mixing channels never gains: without it two equal channels come out 3 dB louder, and clip."""
 
+LEAD = 0.25
+"""Seconds decoded before a part and thrown away: after a seek codecs need a block to warm up."""
+
 
 def read_sound(
-    reader: Reader, span: tuple[float, float], p: Preprocessing, damage: Damage
+    reader: Reader,
+    span: tuple[float, float],
+    p: Preprocessing,
+    damage: Damage,
+    begins: float | None = None,
 ) -> tuple[Waveform, list[str]]:
     """Mono float32 [s] in -1..1 at `p.sample_rate`, and warnings.
 
@@ -28,19 +35,20 @@ def read_sound(
 
     Args:
         reader: an audio stream at its beginning.
-        span: first and last second of the stream by its header.
+        span: first and last second of the stream by its header, or of the part that is wanted.
         p: sample rate and greatest length.
         damage: filled with what was passed over.
+        begins: where only a part is wanted, the first second of the stream.
     """
     length, most = span[1] - span[0], p.max_audio_seconds
     warnings: list[str] = []
     if length > most:
         warnings.append(f"the sound lasts {length:.1f} s; the middle {most:g} s are used")
-    waveform = _between(reader, span, p, damage)
+    waveform = _between(reader, span, p, damage, begins)
     wanted = min(length, most) * p.sample_rate
     if len(waveform) < 0.9 * wanted - p.sample_rate / 4:
         damage.cut = True
-        if length > most:  # the middle by the header lies past what is there
+        if length > most and begins is None:  # the middle by the header lies past what is there
             waveform = _between(reader, extent(reader, Damage()), p, damage)
     bad = ~np.isfinite(waveform)
     if bad.any():
@@ -50,13 +58,19 @@ def read_sound(
 
 
 def _between(
-    reader: Reader, span: tuple[float, float], p: Preprocessing, damage: Damage
+    reader: Reader,
+    span: tuple[float, float],
+    p: Preprocessing,
+    damage: Damage,
+    begins: float | None = None,
 ) -> Waveform:
     """The middle of `span`, at most `p.max_audio_seconds` of it."""
-    start = span[0] + max(0.0, (span[1] - span[0] - p.max_audio_seconds) / 2)
-    if start > span[0] and not reader.seek(start):
+    length, most = span[1] - span[0], p.max_audio_seconds
+    start = span[0] + max(0.0, (length - most) / 2)
+    lead = 0.0 if begins is None else LEAD
+    if start > (span[0] if begins is None else begins) and not reader.seek(start - lead):
         reader.rewind()
-    limit = round(p.max_audio_seconds * p.sample_rate)
+    limit = round((most if begins is None else min(most, length)) * p.sample_rate)
     blocks: list[Waveform] = []
     have, skip = 0, None
     mixer = _Mixer(p.sample_rate)

@@ -18,9 +18,12 @@ from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError, MerkitError, MissingExtraError
 from merkit.media.audio import read_sound
 from merkit.media.container import ClipFile, Source, unreadable
-from merkit.media.frames import sample_frames
+from merkit.media.frames import Sampled, sample_frames
 from merkit.media.limits import Limits
 from merkit.media.streams import Damage, Reader, extent, indexed, seconds
+
+Part = tuple[float, float | None]
+"""First and last second of a part of a recording; None: to its end."""
 
 TEXT_CODECS = frozenset({"ansi", "bintext", "xbin", "idf"})
 """FFmpeg draws text files as video; a renamed text is no clip."""
@@ -121,17 +124,22 @@ def no_clip() -> Decoded:
     return Decoded(np.zeros((0, 1, 1, 3), np.uint8), times, waveform, MediaInfo())
 
 
-def decode_clip(source: Source, p: Preprocessing, limits: Limits | None = None) -> Decoded:
+def decode_clip(
+    source: Source, p: Preprocessing, limits: Limits | None = None, part: Part | None = None
+) -> Decoded:
     """Decodes a video, a sound file or an image.
 
     Args:
         source: a path, or the file's bytes, which are decoded in memory.
         p: frames per clip and their size, sample rate, greatest length of sound.
         limits: what is refused; the defaults of `Limits`.
+        part: first and last second (None: the end) of what of the recording is the clip; times
+            then count from its first.
 
     Raises:
         ClipNotFoundError: no such file.
-        ClipUnreadableError: not media, or neither picture nor sound in it can be decoded.
+        ClipUnreadableError: not media, or neither picture nor sound in it (or in its part) can
+            be decoded.
         ClipLimitError: larger, longer or with larger frames than `limits` allows.
         MissingExtraError: PyAV is not installed.
     """
@@ -141,7 +149,7 @@ def decode_clip(source: Source, p: Preprocessing, limits: Limits | None = None) 
         raise MissingExtraError.of("av", "media") from None
     try:
         with ClipFile(source, limits or Limits()) as clip:
-            return _Decoder(clip, p).decode()
+            return _Decoder(clip, p, part).decode()
     except MerkitError:
         raise
     except Exception as error:  # on damage, codecs and their bindings raise errors of any kind
@@ -149,11 +157,14 @@ def decode_clip(source: Source, p: Preprocessing, limits: Limits | None = None) 
         raise unreadable(f"{name} cannot be decoded ({type(error).__name__})") from error
 
 
+NOTHING = Sampled(no_clip().frames, no_clip().frame_times)
+
+
 class _Decoder:
     """Decodes one clip, collecting what its caller should know on the way."""
 
-    def __init__(self, clip: ClipFile, p: Preprocessing) -> None:
-        self.clip, self.p = clip, p
+    def __init__(self, clip: ClipFile, p: Preprocessing, part: Part | None) -> None:
+        self.clip, self.p, self.part = clip, p, part
         self.warnings: list[str] = []
         self.damage = Damage()
         container = clip.peek()
@@ -206,7 +217,14 @@ class _Decoder:
         context = reader.stream.codec_context
         layout = context.layout
         info = AudioInfo(context.name, context.sample_rate, layout.nb_channels, layout.name)
-        waveform, notes = read_sound(reader, self._span(reader), self.p, self.damage)
+        whole = self._span(reader)
+        span = self._wanted(whole)
+        begins = None if self.part is None else whole[0]
+        waveform, notes = (
+            read_sound(reader, span, self.p, self.damage, begins)
+            if span
+            else (no_clip().waveform, [])
+        )
         self.warnings += notes
         if not len(waveform):
             self.warnings.append("the audio stream holds no sound")
@@ -222,12 +240,13 @@ class _Decoder:
         still = self._is_still()
         rate = 0.0 if still else round(float(reader.stream.guessed_rate or 0), 3)
         self.damage.cut |= self.format == "jpeg_pipe" and self.clip.lacks_jpeg_end()
-        codec, span = context.name, (0.0, 0.0) if still else self._span(reader)
-        sampled = sample_frames(reader, span, self.p, self.damage)
+        codec, span = context.name, (0.0, 0.0) if still else self._wanted(self._span(reader))
+        sampled = sample_frames(reader, span, self.p, self.damage) if span else NOTHING
         if not len(sampled.frames):
             self.warnings.append("the video stream holds no frame that can be decoded")
             return sampled.frames, sampled.times, None
-        times = np.maximum(sampled.times - np.float32(self.origin), np.float32(0))
+        origin = self.origin + (self.part[0] if self.part else 0.0)
+        times = np.maximum(sampled.times - np.float32(origin), np.float32(0))
         return sampled.frames, times, VideoInfo(codec, *sampled.size, rate, sampled.rotation)
 
     def _is_still(self) -> bool:
@@ -244,8 +263,18 @@ class _Decoder:
             span = extent(reader, self.damage)
         self.clip.check_seconds(span[1] - span[0])
         self.clip.check_read(indexed(reader.stream))
-        self.duration = max(self.duration, span[1] - span[0])
+        wanted = self._wanted(span) or (0.0, 0.0)
+        self.duration = max(self.duration, wanted[1] - wanted[0])
         return span
+
+    def _wanted(self, span: tuple[float, float]) -> tuple[float, float] | None:
+        """What of a stream's span belongs to the clip's part; None if nothing does."""
+        if self.part is None:
+            return span
+        begin, end = self.part
+        first = max(span[0], self.origin + begin)
+        last = span[1] if end is None else min(span[1], self.origin + end)
+        return (first, last) if last > first else None
 
 
 def _dispositions(stream: Any) -> set[str]:
