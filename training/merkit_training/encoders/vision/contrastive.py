@@ -92,6 +92,10 @@ class ImageText(nn.Module):
         """Word numbers -> unit vectors [b, width]."""
         return F.normalize(self.text(ids.to(self.scale.device)).float(), dim=-1)
 
+    def inverse_temperature(self) -> Tensor:
+        """What cosines are multiplied with."""
+        return self.scale.exp().clamp(max=MOST_SCALE)
+
     def loss(self, images: Tensor, ids: Tensor, facts: Tensor) -> Tensor:
         """Cross-entropy of images among captions and of captions among images; pairs of which the
         same is told (`facts` [b]) share the truth. Over all processes' samples together."""
@@ -99,7 +103,7 @@ class ImageText(nn.Module):
         told = gathered(facts.to(faces.device))
         same = (told[:, None] == told[None]).float()
         truth = same / same.sum(1, keepdim=True)  # symmetric in facts: serves both directions
-        logits = self.scale.exp().clamp(max=MOST_SCALE) * faces @ words.T
+        logits = self.inverse_temperature() * faces @ words.T
         return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
 
 
@@ -120,9 +124,9 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     """Pre-trains the transformer (and projector) of [face_encoder_large] on single faces.
 
     Returns:
-        `recall`: the share of validation faces whose caption is the nearest of all different
-        ones; `recall_5`: among the nearest five; `captions`: how many different ones there are;
-        `temperature`; and what `fit` returns.
+        `probability`: the geometric mean of what validation faces give their own caption among
+        all different ones; `recall` and `recall_5`: how often that is the nearest, or among the
+        nearest five; `captions`: how many there are; `temperature`; and what `fit` returns.
 
     Raises:
         InvalidInputError: no faces, nothing to tell of them, or sizes that do not fit.
@@ -160,7 +164,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         weight_decay=config.weight_decay, bf16=config.bf16,
     )  # fmt: skip
     scores = fit(model, loss, len(told), schedule, folder, name="contrastive", evaluate=evaluate)
-    scores["temperature"] = float(1 / model.scale.detach().exp().clamp(max=MOST_SCALE))
+    scores["temperature"] = float(1 / model.inverse_temperature().detach())
     _save(folder, encoder, {"step": STAGE, "scores": scores, "seed": seed, "words": vocabulary})
     clear_checkpoints(folder)
     return scores
@@ -219,15 +223,20 @@ def _recall(
     config: ContrastiveConfig,
     p: Preprocessing,
 ) -> dict[str, float]:
-    """How often the nearest of all different captions, in the first wording, tells the face."""
+    """How near each face is to its own caption among all different ones, in the first wording."""
     facts, first = np.unique(judged.facts, return_index=True)
     ids = judged.ids(vocabulary, first, np.zeros_like(first), config.max_words)
     words = model.embed_texts(torch.from_numpy(ids))
-    near = []
-    for i in range(0, len(judged), EVALUATION_BATCH):
-        rows = judged.rows[i : i + EVALUATION_BATCH]
-        likeness = model.embed_images(normalised(images[rows], p)) @ words.T
-        near.append(likeness.topk(min(5, len(facts)), dim=1).indices.cpu().numpy())
-    hits = facts[np.concatenate(near)] == judged.facts[:, None]
-    recall = {"recall": float(hits[:, 0].mean()), "recall_5": float(hits.any(1).mean())}
-    return recall | {"captions": float(len(facts))}
+    parts = [
+        model.embed_images(normalised(images[judged.rows[i : i + EVALUATION_BATCH]], p)) @ words.T
+        for i in range(0, len(judged), EVALUATION_BATCH)
+    ]
+    logits = torch.cat(parts).cpu() * model.inverse_temperature().cpu()
+    truth = torch.from_numpy(np.searchsorted(facts, judged.facts))
+    hits = logits.topk(min(5, len(facts)), dim=1).indices == truth[:, None]
+    return {
+        "probability": float((-F.cross_entropy(logits, truth)).exp()),
+        "recall": float(hits[:, 0].float().mean()),
+        "recall_5": float(hits.any(1).float().mean()),
+        "captions": float(len(facts)),
+    }
