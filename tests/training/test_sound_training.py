@@ -20,11 +20,12 @@ from merkit_training.encoders.audio.config import AudioConfig
 from merkit_training.encoders.audio.encoder import AudioEncoder
 from merkit_training.encoders.audio.encoder import load as load_audio
 from merkit_training.encoders.audio.front import Front
-from merkit_training.encoders.joint import encoder as joint
+from merkit_training.encoders.joint import train as joint
 from merkit_training.encoders.joint.config import JointConfig
-from merkit_training.encoders.text import encoder as text
 from merkit_training.encoders.text import tokenizer
+from merkit_training.encoders.text import train as text
 from merkit_training.encoders.text.config import TextConfig
+from merkit_training.encoders.text.encoder import load as load_text
 from merkit_training.encoders.utterances import Utterances, batched
 from merkit_training.labels import MER6
 from merkit_training.preprocess import Preprocess
@@ -135,11 +136,11 @@ def test_a_step_that_was_not_trained_or_does_not_fit_is_refused(run: Path, tmp_p
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((run / "text_encoder" / name).read_bytes())
-    text.load(tmp_path)
+    load_text(tmp_path)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"hidden": 64}), "utf-8")
     with pytest.raises(BundleCorruptError, match="does not fit"):
-        text.load(tmp_path)
+        load_text(tmp_path)
 
 
 @pytest.mark.parametrize(
