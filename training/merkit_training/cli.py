@@ -17,6 +17,7 @@ from merkit_training.commands import add_all
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (0 done, 2 an error, 130 interrupted)."""
     arguments = _parser().parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     command: Callable[[argparse.Namespace], None] = arguments.command
     try:
         command(arguments)

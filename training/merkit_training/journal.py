@@ -8,19 +8,15 @@ must not show that stretch twice, so the journal tells TensorBoard from which st
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from merkit_training import processes
+from merkit_training.costs import device_name, keep_costs, peak_memory
 
-COSTS = "fits.json"
 POINTS = 2000  # of each curve, at most about
 
 
@@ -64,41 +60,15 @@ class Journal:
         if self._writer is None:
             return
         self._writer.close()
-        kept = read_costs(folder)
-        kept[name] = {
+        costs = {
             "samples_per_second": round(self._samples / max(self._seconds, 1e-9), 2),
             "peak_memory_mb": round(peak_memory() / 2**20, 1),
             "processes": processes.count(),
             "device": device_name(),
         }
-        path = folder / COSTS
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-        temporary.replace(path)
+        keep_costs(folder, name, costs)
 
     def _add(self, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
-
-
-def peak_memory() -> int:
-    """Bytes: the device's peak since the fit began, or this process's since it started."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def device_name() -> str:
-    """What this process trains on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def read_costs(folder: Path) -> dict[str, Any]:
-    """The costs of a stage's fits so far; empty if it had none."""
-    try:
-        content = json.loads((folder / COSTS).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -21,9 +21,10 @@ from merkit.errors import InvalidInputError
 from merkit_training.settings import Natural, from_table
 
 if TYPE_CHECKING:
+    from merkit_training.data.config import DataConfig
     from merkit_training.encoders.audio.config import AudioConfig, AudioPretrainingConfig
     from merkit_training.encoders.joint.config import JointConfig, TowerPretrainingConfig
-    from merkit_training.encoders.text.config import TextConfig
+    from merkit_training.encoders.text.config import TextConfig, TextPretrainingConfig
     from merkit_training.encoders.vision.config import ContrastiveConfig, FaceEncoderConfig
     from merkit_training.encoders.vision.mae_config import MaeConfig
     from merkit_training.fusion.config import FusionConfig
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
 
 TABLES = {
     "synth": "merkit_training.synth.config:SynthConfig",
+    "data": "merkit_training.data.config:DataConfig",
     "face_pretraining": "merkit_training.encoders.vision.mae_config:MaeConfig",
     "face_encoder": "merkit_training.encoders.vision.config:FaceEncoderConfig",
     "face_large_pretraining": "merkit_training.encoders.vision.config:ContrastiveConfig",
     "face_encoder_large": "merkit_training.encoders.vision.config:FaceEncoderConfig",
     "audio_pretraining": "merkit_training.encoders.audio.config:AudioPretrainingConfig",
     "audio_encoder": "merkit_training.encoders.audio.config:AudioConfig",
+    "text_pretraining": "merkit_training.encoders.text.config:TextPretrainingConfig",
     "text_encoder": "merkit_training.encoders.text.config:TextConfig",
     "tower_pretraining": "merkit_training.encoders.joint.config:TowerPretrainingConfig",
     "joint_encoder": "merkit_training.encoders.joint.config:JointConfig",
@@ -62,12 +65,14 @@ class Recipe:
     run: RunConfig
     preprocessing: Preprocessing
     synth: SynthConfig
+    data: DataConfig
     face_pretraining: MaeConfig
     face_encoder: FaceEncoderConfig
     face_large_pretraining: ContrastiveConfig
     face_encoder_large: FaceEncoderConfig
     audio_pretraining: AudioPretrainingConfig
     audio_encoder: AudioConfig
+    text_pretraining: TextPretrainingConfig
     text_encoder: TextConfig
     tower_pretraining: TowerPretrainingConfig
     joint_encoder: JointConfig
@@ -110,14 +115,22 @@ def recipe_from(tables: Mapping[str, Any], where: str = "recipe.json") -> Recipe
             f"tables among {', '.join(known)}",
             "correct or remove it",
         )
-    classes = {"run": RunConfig, "preprocessing": Preprocessing}
-    classes |= {name: _resolve(location) for name, location in TABLES.items()}
     return Recipe(
         **{
-            name: from_table(cls, tables.get(name, {}), f"{where} [{name}]")
-            for name, cls in classes.items()
+            name: from_table(table_class(name), tables.get(name, {}), f"{where} [{name}]")
+            for name in known
         }
     )
+
+
+def table_class(name: str) -> type[Any]:
+    """The dataclass of a recipe's table.
+
+    Raises:
+        KeyError: no such table.
+    """
+    own = {"run": RunConfig, "preprocessing": Preprocessing}
+    return own[name] if name in own else _resolve(TABLES[name])
 
 
 def _resolve(location: str) -> type[Any]:

@@ -10,9 +10,12 @@ package versions made it, so that two recipes never mix in one folder unnoticed.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,23 @@ from torch import Tensor
 
 from merkit.bundle import sha256_file
 from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputError
-from merkit_training.recipe import Recipe
+from merkit_training import processes
+from merkit_training.costs import device_name, read_costs
+from merkit_training.recipe import Recipe, table_class
+from merkit_training.settings import from_table
 
 CARD, CONFIG, MODEL = "card.json", "config.json", "model.safetensors"
 ROUND_FROM = 1024  # elements; smaller tensors (biases, scales, statistics) stay float32
-PACKAGES = ("merkit", "torch", "transformers", "numpy", "opencv-python-headless", "tokenizers")
+PACKAGES = (
+    "merkit",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "numpy",
+    "opencv-python-headless",
+    "tokenizers",
+)
 """Packages whose version can change what a run computes."""
 
 
@@ -39,9 +54,14 @@ def stage_seed(recipe: Recipe, stage: str) -> int:
 
 def write_json(path: Path, value: object) -> None:
     """Writes plain values as JSON, through a temporary name."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file through a temporary name, which several processes may do at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)  # so that anyone may read it, unlike safetensors' save_file
     temporary.replace(path)
 
 
@@ -72,15 +92,18 @@ def save_step(
     tensors: Mapping[str, Tensor],
     card: Mapping[str, Any],
 ) -> None:
-    """Writes a trained step: configuration, weights, and last the card that marks it done."""
+    """Writes a trained step: configuration, weights, and last the card that marks it done.
+
+    Of several processes the main one writes; all go on when it has.
+    """
     folder = run / step
-    write_json(folder / CONFIG, dict(config))
-    temporary = folder / f"{MODEL}.tmp"
-    weights = _weights(run, step)
-    plain = {name: rounded(tensor, weights) for name, tensor in tensors.items()}
-    temporary.write_bytes(save(plain))  # save_file would let its owner alone read it
-    temporary.replace(folder / MODEL)
-    write_json(folder / CARD, dict(card))
+    if processes.is_main():
+        write_json(folder / CONFIG, dict(config))
+        weights = _weights(run, step)
+        plain = {name: rounded(tensor, weights) for name, tensor in tensors.items()}
+        write_bytes(folder / MODEL, save(plain))
+        write_json(folder / CARD, dict(card))
+    processes.join()
 
 
 def load_step_files(run: Path, step: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -142,7 +165,12 @@ def _weights(run: Path, step: str) -> str:
 
 
 class RunCard:
-    """`run.json`: what made this run, and the score and wall time of each stage done."""
+    """`run.json`: what made this run, and what came of each stage done.
+
+    It keeps the seed, the hash of the corpus' card (which holds those of its data), package
+    versions, the hardware, and of each stage the scores, the seconds, the recipe's table, and
+    throughput and memory of each fit.
+    """
 
     def __init__(self, run: Path, recipe: Recipe, corpus: Path) -> None:
         if run.exists() and not run.is_dir():
@@ -151,7 +179,9 @@ class RunCard:
         self.data = sha256_file(corpus / CARD) if (corpus / CARD).exists() else None
         self.content = self._read()
         self._refuse_other_origin()
-        write_json(run / "recipe.json", recipe.to_json())
+        processes.join()  # all have compared with what was recorded
+        if processes.is_main():
+            write_json(run / "recipe.json", recipe.to_json())
 
     def done(self, stage: str) -> bool:
         """Whether the stage's own card says that it has finished."""
@@ -166,11 +196,13 @@ class RunCard:
             "data": self.data,
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in PACKAGES},
+            "hardware": hardware(),
         }
         self.content["stages"][stage] = {
             "scores": dict(scores),
             "seconds": round(seconds, 1),
             "recipe": self._of(stage),
+            "fits": read_costs(self.run / stage),
         }
         if not self.done(stage):
             write_json(self.run / stage / CARD, {"scores": dict(scores)})
@@ -180,9 +212,8 @@ class RunCard:
         return read_json(self.path) if self.path.exists() else {"stages": {}}
 
     def _of(self, stage: str) -> dict[str, Any]:
-        """The stage's table as JSON gives it back, without what changes speed alone."""
-        table = json.loads(json.dumps(self.recipe.to_json().get(stage, {})))
-        return {key: value for key, value in table.items() if key != "threads"}
+        """The table that the recipe has for the stage, without what changes speed alone."""
+        return _meaning(stage, self.recipe.to_json().get(stage, {}))
 
     def _refuse_other_origin(self) -> None:
         finished = {s: v for s, v in self.content["stages"].items() if self.done(s)}
@@ -190,15 +221,52 @@ class RunCard:
             return
         pairs: list[tuple[str, Any, Any]] = [("seed", self.content["seed"], self.recipe.run.seed)]
         pairs += [("corpus", self.content["data"], self.data)]
-        pairs += [(f"[{stage}]", v["recipe"], self._of(stage)) for stage, v in finished.items()]
+        recorded_recipe = self.run / "recipe.json"
+        if recorded_recipe.exists():
+            tables = (read_json(recorded_recipe), self.recipe.to_json())
+            told = [_meaning("preprocessing", table.get("preprocessing", {})) for table in tables]
+            pairs += [("[preprocessing]", told[0], told[1])]
+        pairs += [
+            (f"[{stage}]", _meaning(stage, v["recipe"]), self._of(stage))
+            for stage, v in finished.items()
+        ]
         for what, recorded, asked in pairs:
             unfinished = what == "corpus" and recorded is None  # trained before it had a card
             if recorded != asked and not unfinished:
                 raise InvalidInputError(
                     f"{self.run} was begun with another {what}",
-                    f"{recorded}, not {asked}",
+                    "{}, not {}".format(*_difference(recorded, asked)),
                     "choose another run folder, or remove what was trained with the old one",
                 )
+
+
+def hardware() -> dict[str, Any]:
+    """What this process computes on, as far as the system tells."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory / 2**30, 1),
+        "device": device_name(),
+        "processes": processes.count(),
+    }
+
+
+def _meaning(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded table as it would be read today: a key added since has its default, and what
+    changes speed alone is left out."""
+    full = dict(values)
+    with suppress(KeyError, InvalidInputError):  # a stage without a table, or a key that is gone
+        full = asdict(from_table(table_class(table), values, table))
+    return {k: v for k, v in json.loads(json.dumps(full)).items() if k != "threads"}
+
+
+def _difference(recorded: Any, asked: Any) -> tuple[Any, Any]:
+    """The two values, of tables only the keys in which they differ."""
+    if not isinstance(recorded, dict) or not isinstance(asked, dict):
+        return recorded, asked
+    keys = [k for k in {**recorded, **asked} if recorded.get(k) != asked.get(k)]
+    return {k: recorded.get(k) for k in keys}, {k: asked.get(k) for k in keys}
 
 
 def _version(package: str) -> str | None:

@@ -17,7 +17,8 @@ STAGES = {
     "face_encoder": "merkit_training.encoders.vision.train:train_face_encoder",
     "face_large_pretraining": "merkit_training.encoders.vision.contrastive:train",
     "face_encoder_large": "merkit_training.encoders.vision.train:train_face_encoder_large",
-    "text_encoder": "merkit_training.encoders.text.encoder:train",
+    "text_pretraining": "merkit_training.encoders.text.train:pretrain",
+    "text_encoder": "merkit_training.encoders.text.train:train",
     "audio_pretraining": "merkit_training.encoders.audio.pretrain:train",
     "audio_encoder": "merkit_training.encoders.audio.train:train",
     "tower_pretraining": "merkit_training.encoders.joint.pretrain:train",
@@ -32,6 +33,11 @@ def is_asked(recipe: Recipe, stage: str) -> bool:
     """Whether the recipe wants the stage: pre-training of no epochs is left out."""
     table = getattr(recipe, stage, None)
     return not stage.endswith("_pretraining") or getattr(table, "epochs", 0) > 0
+
+
+def is_shared(stage: str) -> bool:
+    """Whether all processes of a run take part in the stage; the others one does alone."""
+    return "_encoder" in stage or stage.endswith("_pretraining")
 
 
 def stage_function(stage: str) -> Callable[..., dict[str, float]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merkit.errors import InvalidInputError
-from merkit_training.stages import STAGES, is_asked, stage_function
+from merkit_training import processes
+from merkit_training.stages import STAGES, is_asked, is_shared, stage_function
 
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
@@ -24,16 +25,25 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "recipe", type=Path, metavar="RECIPE", help="such as training/recipes/tiny.toml"
     )
-    parser.add_argument(
-        "--corpus", type=Path, required=True, help="what `merkit-train synth` wrote"
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--corpus", type=Path, help="what `merkit-train synth` or `prepare` wrote")
+    data.add_argument(
+        "--clips", type=Path, help="own clips as `prepare` reads them; prepared into RUN/corpus"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
     parser.add_argument("--stage", choices=tuple(STAGES), help="only this stage (default: all)")
     parser.add_argument("--seed", type=int, help="instead of the recipe's")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="of this machine (default: 1)"
+    )
     parser.set_defaults(command=_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.processes < 1:
+        raise InvalidInputError(f"--processes is {arguments.processes}", "1 or more")
+    if arguments.processes > 1 and processes.count() == 1:
+        return processes.launch(arguments.processes, arguments.argv)
     from merkit_training.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe)
@@ -41,6 +51,13 @@ def _run(arguments: argparse.Namespace) -> None:
         if arguments.seed < 0:
             raise InvalidInputError(f"--seed is {arguments.seed}", "a number that is not negative")
         recipe = recipe.with_seed(arguments.seed)
+    if arguments.clips is not None:
+        from merkit_training.commands.prepare import prepare_and_tell
+
+        arguments.corpus = arguments.out / "corpus"
+        if processes.is_main():
+            prepare_and_tell(arguments.clips, arguments.corpus, recipe)
+        processes.join()
     if not arguments.corpus.is_dir():
         raise InvalidInputError(
             f"there is no corpus at {arguments.corpus}",
@@ -54,11 +71,23 @@ def _run(arguments: argparse.Namespace) -> None:
         if not is_asked(recipe, stage):
             continue
         if card.done(stage):
-            print(f"{stage}: done before, skipped")
+            _say(f"{stage}: done before, skipped")
             continue
+        processes.join()  # all agree on what is done
         started = time.monotonic()
-        scores = stage_function(stage)(recipe, arguments.corpus, arguments.out)
+        scores = {}
+        if is_shared(stage) or processes.is_main():
+            scores = stage_function(stage)(recipe, arguments.corpus, arguments.out)
         seconds = time.monotonic() - started
-        card.record(stage, scores, seconds)
+        processes.join()
+        if processes.is_main():
+            card.record(stage, scores, seconds)
         told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        print(f"{stage}: {told} ({seconds:.0f} s)", flush=True)
+        _say(f"{stage}: {told} ({seconds:.0f} s)")
+        processes.join()
+    return None
+
+
+def _say(line: str) -> None:
+    if processes.is_main():
+        print(line, flush=True)

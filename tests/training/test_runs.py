@@ -1,0 +1,70 @@
+"""The run card: what it keeps, and which recipes it takes for the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from merkit.errors import InvalidInputError
+from merkit_training.costs import keep_costs
+from merkit_training.recipe import Recipe, recipe_from
+from merkit_training.runs import RunCard, write_json
+
+
+def _finished(run: Path, recipe: Recipe) -> RunCard:
+    (run / "corpus").mkdir(parents=True)
+    write_json(run / "corpus" / "card.json", {})
+    card = RunCard(run, recipe, run / "corpus")
+    keep_costs(_folder(run), "joint", {"samples_per_second": 3.0})
+    card.record("joint_encoder", {"waf": 0.5}, 1.25)
+    return card
+
+
+def _folder(run: Path) -> Path:
+    (run / "joint_encoder").mkdir(exist_ok=True)
+    return run / "joint_encoder"
+
+
+def test_the_card_keeps_what_made_the_run(tmp_path: Path) -> None:
+    _finished(tmp_path, recipe_from({}))
+    kept = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    assert len(kept["data"]) == 64 and kept["packages"]["accelerate"]
+    assert kept["hardware"]["cores"] >= 1 and kept["hardware"]["memory_gb"] > 0
+    stage = kept["stages"]["joint_encoder"]
+    assert stage["scores"] == {"waf": 0.5} and stage["seconds"] == 1.2
+    assert stage["fits"] == {"joint": {"samples_per_second": 3.0}}
+
+
+def test_a_key_added_since_has_its_default(tmp_path: Path) -> None:
+    recipe = recipe_from({})
+    _finished(tmp_path, recipe)
+    for name in ("run.json", "recipe.json"):
+        content = json.loads((tmp_path / name).read_text("utf-8"))
+        if name == "run.json":
+            del content["stages"]["joint_encoder"]["recipe"]["noise_share"]
+        else:
+            del content["preprocessing"]["grid"]
+        write_json(tmp_path / name, content)
+    RunCard(tmp_path, recipe, tmp_path / "corpus")
+    threads = replace(recipe.joint_encoder, threads=7)
+    RunCard(tmp_path, replace(recipe, joint_encoder=threads), tmp_path / "corpus")
+    joint = replace(recipe.joint_encoder, noise_share=0.25)
+    with pytest.raises(InvalidInputError, match=r"joint_encoder.*0\.5.*not .*0\.25") as caught:
+        RunCard(tmp_path, replace(recipe, joint_encoder=joint), tmp_path / "corpus")
+    assert "prosody" not in str(caught.value)  # only what differs is told
+    other = replace(recipe, preprocessing=replace(recipe.preprocessing, grid=3))
+    with pytest.raises(InvalidInputError, match=r"\[preprocessing\].*'grid': 2.*'grid': 3"):
+        RunCard(tmp_path, other, tmp_path / "corpus")
+
+
+def test_a_key_that_is_gone_counts_as_another_recipe(tmp_path: Path) -> None:
+    recipe = recipe_from({})
+    _finished(tmp_path, recipe)
+    content = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    content["stages"]["joint_encoder"]["recipe"]["old"] = 1
+    write_json(tmp_path / "run.json", content)
+    with pytest.raises(InvalidInputError, match="'old': 1"):
+        RunCard(tmp_path, recipe, tmp_path / "corpus")
