@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +276,19 @@ def test_a_malformed_description_is_refused() -> None:
     for text in ("", "[]", "{}", '{"video": 3, "audio": null, "warnings": []}'):
         with pytest.raises(InvalidInputError):
             MediaInfo.from_json(text)
+
+
+def test_a_named_colour_profile_does_not_bring_the_process_down(tmp_path: Path) -> None:
+    """PyAV frees the profile's name twice, at the next garbage collection; hence a process."""
+    plain = picture(gray(120), "png", "rgb24")
+    body = b"iCCP" + b"sRGB\0\0" + zlib.compress(bytes(200))
+    profile = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path = tmp_path / "profile.png"
+    path.write_bytes(plain[:33] + profile + plain[33:])  # after the header chunk
+    code = (
+        "import gc, sys; from merkit.contract import Preprocessing\n"
+        "from merkit.media import decode_clip\n"
+        "print(decode_clip(sys.argv[1], Preprocessing()).frames.shape); gc.collect()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "(1, 64, 96, 3)"), done.stderr

@@ -88,7 +88,9 @@ def _at(
         if frame is None or (chosen and walker.time <= chosen[-1][0]):
             continue
         walker.damage.cut |= bool(frame.is_corrupt)
-        walker.view = walker.view or View(frame, walker.pixel_aspect, p.max_frame_side)
+        if walker.view is None:
+            codec = walker.reader.stream.codec_context.name
+            walker.view = View(frame, codec, walker.pixel_aspect, p.max_frame_side)
         chosen.append((walker.time, walker.view.picture(frame)))
     return chosen
 

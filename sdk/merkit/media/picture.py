@@ -15,11 +15,17 @@ QUARTER_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
 """Display matrices of turns by 0, 90, 180 and 270 degrees counterclockwise."""
 
 
+UNSAFE_SIDE_DATA = frozenset({"png", "apng", "ico", "lscr"})
+"""FFmpeg's PNG decoder gives colour profiles a name, and PyAV (18.1) frees such names twice: once
+their side data have been looked at, the next garbage collection crashes the process."""
+
+
 class View:
     """How the frames of one clip are to be seen, as its first frame says.
 
     Args:
         frame: an av.VideoFrame of any pixel format.
+        codec: FFmpeg's name of the codec that it came from.
         pixel_aspect: width of a pixel by its height.
         max_side: the longer side is scaled down to this.
 
@@ -28,12 +34,12 @@ class View:
         rotation: degrees clockwise by which frames are turned.
     """
 
-    def __init__(self, frame: Any, pixel_aspect: float, max_side: int) -> None:
+    def __init__(self, frame: Any, codec: str, pixel_aspect: float, max_side: int) -> None:
         from av.video.reformatter import VideoReformatter
 
         # One for all frames: with one of its own, each frame would start threads that stay.
         self._scaler = VideoReformatter()
-        self._matrix = a, b, _, _ = self._display_matrix(frame)
+        self._matrix = a, b, _, _ = self._display_matrix(frame, codec)
         width = max(1, round(frame.width * max(pixel_aspect, 1.0)))
         height = max(1, round(frame.height / min(pixel_aspect, 1.0)))
         scale = min(1.0, max_side / max(width, height))
@@ -55,12 +61,14 @@ class View:
             image = ((image[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
         return np.ascontiguousarray(orient(image, self._matrix))
 
-    def _display_matrix(self, frame: Any) -> tuple[int, int, int, int]:
+    def _display_matrix(self, frame: Any, codec: str) -> tuple[int, int, int, int]:
         """The linear part a, b, c, d of the display matrix: x' = ax + cy, y' = bx + dy.
 
         Read from a copy of 2 x 2 pixels, since a frame whose side data were looked at keeps
         itself, and its decoder's buffers, alive until garbage is collected.
         """
+        if codec in UNSAFE_SIDE_DATA:  # mirroring is lost then
+            return QUARTER_TURNS[round(frame.rotation / 90) % 4]
         small: Any = self._scaler.reformat(frame, 2, 2, "gray", threads=1)
         try:
             data = small.side_data.get("DISPLAYMATRIX")
