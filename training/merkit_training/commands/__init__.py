@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "synth",
+    "prepare",
+    "gather",
     "run",
     "recipe",
+    "features",
+    "study",
 )
 """Modules of this package, in the order of `--help`."""
 
