@@ -75,7 +75,7 @@ class JointData:
         """Reads and tokenises a split and makes its spectra, those for training with babble too."""
         p = recipe.preprocessing
         spoken = read_spoken(recipe, corpus, split)
-        words = tokenizer.load(run)
+        words = tokenizer.load(run, joint=True)
         texts = ("", *spoken.texts)
         ids, lengths = map(
             torch.from_numpy, tokenizer.encode(words, texts, p.max_text_tokens, p.prompt)

@@ -19,6 +19,7 @@ from merkit_training.encoders.joint.config import JointConfig, JointSizes
 from merkit_training.encoders.joint.encoder import JointEncoder
 from merkit_training.encoders.text import encoder as text_encoder
 from merkit_training.encoders.text.config import TextConfig
+from merkit_training.encoders.text.weights import decoder_sizes, fill_decoder
 from merkit_training.recipe import Recipe
 from merkit_training.runs import CARD, CONFIG, load_step_files, read_json
 from merkit_training.settings import from_table
@@ -51,6 +52,8 @@ def sizes_from(recipe: Recipe, *, text: TextConfig | None = None, audio_at: int 
         joint = published.joint_sizes(joint, open_checkpoint(joint.checkpoint, hub=hub), p)
     if joint.tower_checkpoint:
         joint = published.tower_sizes(joint, open_checkpoint(joint.tower_checkpoint, hub=hub), p)
+    if joint.llm_checkpoint:
+        joint = replace(joint, llm=decoder_sizes(open_checkpoint(joint.llm_checkpoint, hub=hub)))
     sizes = JointSizes.of(joint, text or recipe.text_encoder, p)
     if sizes.mel_frames // 2 < joint.frames_per_embedding:
         raise InvalidInputError(
@@ -65,7 +68,7 @@ def started(recipe: Recipe, run: Path, audio_at: int) -> tuple[JointSizes, Joint
     """The encoder at the weights that training starts from.
 
     A joint checkpoint fills all. Else the tower comes from the stage tower_pretraining or a
-    Whisper, the LLM from the run's text encoder; what has no source is random.
+    Whisper, the LLM from its checkpoint or the run's text encoder; what has no source is random.
     """
     joint, hub = recipe.joint_encoder, recipe.run.hub
     own_llm = not (joint.checkpoint or joint.llm_checkpoint or joint.llm)
@@ -78,6 +81,8 @@ def started(recipe: Recipe, run: Path, audio_at: int) -> tuple[JointSizes, Joint
         published.load_joint(model, open_checkpoint(joint.checkpoint, hub=hub))
     if joint.tower_checkpoint:
         published.load_tower(model.tower, open_checkpoint(joint.tower_checkpoint, hub=hub))
+    if joint.llm_checkpoint:
+        fill_decoder(model.decoder, open_checkpoint(joint.llm_checkpoint, hub=hub))
     if weights is not None:
         model.decoder.load_state_dict(weights)
     if not joint.checkpoint and (run / PRETRAINING / CARD).exists():

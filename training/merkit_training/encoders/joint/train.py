@@ -23,6 +23,7 @@ from merkit_training.encoders.joint.start import describe, started
 from merkit_training.encoders.joint.tower import AudioTower
 from merkit_training.encoders.probe import MOST_SAMPLES, features_of, head_scores, linear_probe
 from merkit_training.encoders.text import tokenizer
+from merkit_training.encoders.text.vocabularies import check_size
 from merkit_training.encoders.utterances import Heads
 from merkit_training.fit import FitConfig, clear_checkpoints, fit, step_rng
 from merkit_training.lora import LoraSettings, add_lora, merge_lora
@@ -59,10 +60,11 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     config, seed = recipe.joint_encoder, stage_seed(recipe, STEP)
     torch.set_num_threads(min(config.threads, torch.get_num_threads()))  # OMP_NUM_THREADS caps it
     torch.manual_seed(seed)
-    words, folder = tokenizer.load(run), run / STEP
+    words, folder = tokenizer.load(run, joint=True), run / STEP
     prompt = Prompt.of(recipe.preprocessing.prompt, words)
     data, val = (JointData.read(recipe, corpus, run, split, STEP) for split in ("train", "val"))
     sizes, model = started(recipe, run, audio_at=len(prompt.before))
+    check_size(words, sizes.llm.vocabulary)
     classes = data.spoken.classes
     answers = answer_tokens(words, config.objective, classes, config.label_words)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tokenizers import (
 )
 
 from merkit.errors import BundleNotFoundError, InvalidInputError
+from merkit_training.encoders.joint.markup import QWEN_AUDIO_SPECIAL
 from merkit_training.encoders.text.spm import from_sentencepiece
 
 QWEN_PATTERN = (
@@ -44,7 +46,7 @@ NAMES = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
 def read_vocabulary(source: Path) -> Tokenizer:
     """The tokeniser of a checkpoint's folder, or in a file of one of the three formats.
 
-    A `.tiktoken` file is taken for Qwen's.
+    A `.tiktoken` file is taken for Qwen's, or Qwen-Audio's where config.json beside it says so.
 
     Raises:
         BundleNotFoundError: no such file, or none of the three in the folder.
@@ -58,7 +60,7 @@ def read_vocabulary(source: Path) -> Tokenizer:
             "give the recipe's `tokenizer` a path",
         )
     if path.suffix == ".tiktoken":
-        return from_tiktoken(path)
+        return from_tiktoken(path, special=_qwen_special(path.parent))
     if path.suffix == ".model":
         return from_sentencepiece(path)
     try:
@@ -132,6 +134,15 @@ def check_size(tokenizer: Tokenizer, rows: int) -> None:
             "an embedding for each token",
             "give the tokeniser that belongs to the checkpoint, or raise `vocabulary`",
         )
+
+
+def _qwen_special(folder: Path) -> tuple[str, ...]:
+    """The special tokens of a Qwen, or of a Qwen-Audio, whose config.json describes its tower."""
+    try:
+        audio = "audio" in json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        audio = False
+    return (*QWEN_SPECIAL, *QWEN_AUDIO_SPECIAL) if audio else QWEN_SPECIAL
 
 
 def _ranks(path: Path) -> dict[bytes, int]:
