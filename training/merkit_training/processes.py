@@ -8,14 +8,19 @@ A single process, which is the rule, pays for none of this: torch is not even im
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 
 from merkit.errors import MerkitError
 
 PATIENCE = timedelta(days=2)  # that processes wait for each other; a stage may run for a day
+GRACE = 5.0  # seconds
 
 
 def count() -> int:
@@ -46,20 +51,55 @@ def join() -> None:
 def launch(processes: int, arguments: Sequence[str]) -> None:
     """Runs `merkit-train ARGUMENTS` in several processes of this machine, over loopback.
 
-    `accelerate launch --cpu --num_processes 2` starts one process and says nothing, so this asks
-    torch's own launcher, which Accelerate understands as well.
+    `accelerate launch --cpu --num_processes 2` starts one process and says nothing, and torch's
+    launcher buries a one-line error under forty. What they put into the environment is little.
 
     Raises:
-        MerkitError: one of them failed; it has said why.
+        SystemExit: the main process failed; it has said why.
+        MerkitError: another one did, or did not answer to the main one.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    command += ["-m", "merkit_training.cli", *arguments]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
     threads = max(1, (os.cpu_count() or 1) // processes)
-    ended = subprocess.run(command, env={"OMP_NUM_THREADS": str(threads)} | os.environ, check=False)
-    if ended.returncode:
+    common = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    command = [sys.executable, "-m", "merkit_training.cli", *arguments]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    children: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryFile() as said:
+        try:
+            for rank in map(str, range(processes)):
+                environment = common | {"RANK": rank, "LOCAL_RANK": rank}
+                quiet = None if rank == "0" else said  # most errors are every process's own
+                children.append(subprocess.Popen(command, env=environment, stderr=quiet))
+            while any(child.poll() is None for child in children):
+                if any(child.poll() for child in children):
+                    break
+                time.sleep(0.1)
+        finally:
+            _end(children)
+            signal.signal(signal.SIGTERM, before)
+        failed = [rank for rank, child in enumerate(children) if child.returncode]
+        said.seek(0)
+        message = said.read().decode(errors="replace").strip()
+    if children[0].returncode > 0:
+        raise SystemExit(children[0].returncode)
+    if failed:
         raise MerkitError(
-            f"one of {processes} processes failed (status {ended.returncode})",
+            f"process {failed[-1]} of {processes} ended with status "
+            f"{children[failed[-1]].returncode} ({message[-2000:] or 'no message'})",
             "all of them to finish",
-            "read its message above; the same command continues",
+            "the same command continues",
         )
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Gives processes whose fellow has failed a moment to fail themselves, then ends them."""
+    deadline = time.monotonic() + GRACE
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
