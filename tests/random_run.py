@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from merkit.contract import Preprocessing
+from merkit_training.data.config import DataConfig
 from merkit_training.encoders.audio.config import AudioConfig, AudioPretrainingConfig
 from merkit_training.encoders.joint.config import JointConfig, TowerPretrainingConfig
-from merkit_training.encoders.text.config import TextConfig
+from merkit_training.encoders.text.config import TextConfig, TextPretrainingConfig
 from merkit_training.encoders.vision.config import ContrastiveConfig, FaceEncoderConfig
 from merkit_training.encoders.vision.mae_config import MaeConfig
 from merkit_training.fusion.config import BranchConfig, FusionConfig
@@ -20,6 +21,7 @@ SMALLEST = Recipe(
     run=RunConfig("random"),
     preprocessing=Preprocessing(),
     synth=SynthConfig(),
+    data=DataConfig(),
     face_pretraining=MaeConfig(),
     face_encoder=FaceEncoderConfig(hidden=32, layers=1, heads=2, patch=16),
     face_large_pretraining=ContrastiveConfig(),
@@ -30,6 +32,7 @@ SMALLEST = Recipe(
     audio_encoder=AudioConfig(
         conv_channels=(8,) * 3, hidden=24, layers=1, heads=2, intermediate=32
     ),
+    text_pretraining=TextPretrainingConfig(),
     text_encoder=TextConfig(vocabulary=300, hidden=16, layers=1, heads=2, intermediate=32),
     tower_pretraining=TowerPretrainingConfig(),
     joint_encoder=JointConfig(hidden=16, layers=1, heads=2, intermediate=32),

@@ -75,6 +75,7 @@ def test_a_stage_learns_far_above_chance_and_cleans_up(run: Path, step: str) -> 
     assert sorted(p.name for p in (run / step).iterdir()) == [
         "card.json",
         "config.json",
+        "fits.json",
         "model.safetensors",
     ]
 

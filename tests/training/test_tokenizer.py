@@ -25,7 +25,7 @@ TEXTS = (
     "What is that supposed to mean?",
 ) * 5
 PROMPT = "What emotion does the speaker feel?"
-BUILT = tokenizer.build((*TEXTS, *[PROMPT] * 20), 420)
+BUILT = tokenizer.build((*TEXTS, *[PROMPT] * 20), 420, MER6)
 
 
 def test_special_tokens_come_first_and_padding_is_zero() -> None:
@@ -53,7 +53,7 @@ def test_composed_and_decomposed_accents_are_one_text() -> None:
 
 
 def test_building_twice_gives_the_same_tokeniser() -> None:
-    assert tokenizer.build((*TEXTS, *[PROMPT] * 20), 420).to_str() == BUILT.to_str()
+    assert tokenizer.build((*TEXTS, *[PROMPT] * 20), 420, MER6).to_str() == BUILT.to_str()
 
 
 def test_batches_are_padded_cut_and_led_by_the_prompt() -> None:

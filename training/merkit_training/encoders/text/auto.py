@@ -27,7 +27,7 @@ def sizes_of(config: Mapping[str, Any]) -> DecoderSizes:
     Raises:
         InvalidInputError: transformers knows no language model of that kind.
     """
-    built = _config(config)
+    built = _built(config)
     return DecoderSizes(
         architecture="auto",
         vocabulary=built.vocab_size,
@@ -47,7 +47,6 @@ class AutoDecoder(Decoder):
         super().__init__()
         config = _config(json.loads(sizes.published))
         whole = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
-        self.prefix: str = whole.base_model_prefix  # of the weights' published names
         self.model = whole.base_model
         self.tied = sizes.tied
         if not sizes.tied:
@@ -78,16 +77,22 @@ class AutoDecoder(Decoder):
 
 
 def _config(published: Mapping[str, Any]) -> Any:
-    kind = str(published.get("model_type"))
+    plain = {k: v for k, v in published.items() if k not in ("auto_map", "quantization_config")}
+    return AutoConfig.for_model(**{**plain, "model_type": str(published.get("model_type"))})
+
+
+def _built(published: Mapping[str, Any]) -> Any:
+    """The configuration, once transformers has built a model from it, on no device."""
     try:
-        config = AutoConfig.for_model(**{**published, "model_type": kind})
+        config = _config(published)
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
+        return config.get_text_config()
     except Exception as error:  # transformers raises many types for what it does not know
         raise InvalidInputError(
-            f"transformers builds no language model of model_type {kind!r} "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]})",
+            f"transformers builds no language model of model_type "
+            f"{published.get('model_type')!r} "
+            f"({type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]})",
             "config.json of a causal language model",
             "check the checkpoint; models with code of their own are not run",
         ) from None
-    return config

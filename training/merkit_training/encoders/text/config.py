@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 from merkit_training.settings import Amount, Count, Natural, Share, divides
 
+Layers = Literal["mean", "sum"]  # as in encoders.pooling, which imports torch
 Architecture = Literal["qwen3", "qwen2", "llama", "baichuan", "qwen", "auto"]
 
 
@@ -40,10 +41,24 @@ class DecoderSizes:
 
 @dataclass(frozen=True)
 class TextConfig(DecoderSizes):
-    """The tokeniser and the decoder-only text encoder (seed 2.2.3)."""
+    """The tokeniser and the decoder-only text encoder (seed 2.2.3).
 
-    pretrain_epochs: Count = 1  # of next-token prediction over the sentences
-    epochs: Count = 2  # of emotion classification over the sentences
+    A checkpoint's config.json states the sizes: the keys from `architecture` to `published` are
+    then ignored.
+    """
+
+    checkpoint: str = ""  # a folder in Hugging Face's layout, or a hub's id with `[run] hub`
+    # tokenizer.json, tokenizer.model or *.tiktoken, or a folder with one; empty: the checkpoint's,
+    # else one is trained on the corpus
+    tokenizer: str = ""
+    pool_layers: Layers = "mean"  # of the last four; MERTools' features are sums
+    tune: Literal["full", "lora", "head"] = "full"  # what learns emotion; head: no weight here
+    lora_rank: Count = 16  # this and the next three: of tune = "lora"
+    lora_alpha: Amount = 32.0  # the factors' product counts alpha / rank times
+    lora_dropout: Share = 0.05
+    lora_targets: tuple[str, ...] = ()  # last parts of the names of linear layers; none: all
+    pretrain_epochs: Natural = 1  # of next-token prediction over the sentences; 0: none
+    epochs: Natural = 2  # of emotion classification over the sentences; 0: none
     batch_size: Count = 128
     lr: Amount = 2e-3  # peak rate while pre-training
     finetune_lr: Amount = 1e-3  # peak rate on emotion
@@ -57,3 +72,18 @@ class TextConfig(DecoderSizes):
     def sizes(self) -> DecoderSizes:
         """The language model's shape alone."""
         return DecoderSizes(**{f.name: getattr(self, f.name) for f in fields(DecoderSizes)})
+
+    def sized_as(self, sizes: DecoderSizes) -> TextConfig:
+        """The same schedule for another language model."""
+        return replace(self, **asdict(sizes))
+
+
+@dataclass(frozen=True)
+class TextPretrainingConfig:
+    """Next-token prediction alone, so that many fine-tunings share it; sizes, checkpoint and
+    threads are `[text_encoder]`'s. Text without a label is read too."""
+
+    epochs: Natural = 0  # over the sentences; 0: no pre-training
+    batch_size: Count = 128
+    lr: Amount = 2e-3
+    bf16: bool = False
