@@ -72,9 +72,9 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     """Pre-trains the transformer of [face_encoder]; writes a ViTMAE folder.
 
     Returns:
-        `explained`: the share of the hidden patches' variance (of what the mean face leaves)
-        that the model tells on validation; `reconstruction` and `mean_face`: the squared errors
-        that it is made of; and what `fit` returns.
+        `explained`: the share of the squared error that the mean face leaves which the model
+        takes away, on hidden patches of validation; `reconstruction`, `mean_face`, `mean_patch`:
+        these errors in the units of the loss; `faces`: how many; and what `fit` returns.
 
     Raises:
         InvalidInputError: no faces, or sizes that do not fit together.
@@ -89,11 +89,14 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     faces, judged = (FacePool.read(folders, split) for split in ("train", "val"))
     if not len(faces):
         raise InvalidInputError(f"there are no faces in {', '.join(map(str, folders))}")
+    known = faces.batch(_spread(len(faces), STARTING_FACES), side, p)
+    judged = judged if len(judged) else faces
     if config.checkpoint:
         load_published(model, open_checkpoint(config.checkpoint, hub=recipe.run.hub))
     elif config.whitened:
-        _start_whitened(model, recipe, faces.batch(_spread(len(faces), STARTING_FACES), side, p))
-    judge = Judge(model, faces, judged if len(judged) else faces, p)
+        _start_whitened(model, recipe, known)
+    sample = judged.batch(_spread(len(judged), JUDGED_FACES), side, p)
+    judge = Judge(model, known, sample, config.least_area)
 
     def loss(model: nn.Module, indices: Indices) -> Tensor:
         images = crop_at_random(faces.batch(indices, side, p), config.least_area)
@@ -102,7 +105,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
 
     schedule = _schedule(config, seed)
     scores = fit(model, loss, len(faces), schedule, folder, name="mae", evaluate=judge)
-    scores |= {"mean_face": judge.mean_face, "faces": float(len(faces))}
+    scores |= judge.blind | {"faces": float(len(faces))}
     save_published(model, folder)
     parameters = sum(w.numel() for w in model.vit.parameters())
     card = {"step": STAGE, "scores": scores, "seed": seed, "parameters": parameters}
@@ -112,33 +115,37 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
 
 
 class Judge:
-    """Measures reconstruction on the same faces under the same masks after each epoch.
+    """Measures reconstruction on the same parts of the same faces, under the same masks, after
+    each epoch; parts are cut as in training.
 
     Attributes:
-        mean_face: squared error, in the units of the loss, of always telling the mean face of
-            the training set: what a model without eyes can reach.
+        blind: squared errors, in the units of the loss, of always telling the mean patch, and the
+            mean face's patch at its place: what a model without eyes can reach.
     """
 
     def __init__(
-        self, model: ViTMAEForPreTraining, known: FacePool, judged: FacePool, p: Preprocessing
+        self, model: ViTMAEForPreTraining, known: Tensor, judged: Tensor, least_area: float
     ) -> None:
         self.patches = int(model.vit.embeddings.patch_embeddings.num_patches)
-        side = int(model.config.image_size)
-        known_faces = known.batch(_spread(len(known), STARTING_FACES), side, p)
-        self.faces = judged.batch(_spread(len(judged), JUDGED_FACES), side, p)
-        mean = _targets(model, known_faces).mean(dim=0)
-        self.mean_face = float(((_targets(model, self.faces) - mean) ** 2).mean())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            told = _targets(model, crop_at_random(known, least_area))
+            self.faces = crop_at_random(judged, least_area)
+        truth = _targets(model, self.faces)
+        means = {"mean_patch": told.mean(dim=(0, 1)), "mean_face": told.mean(dim=0)}
+        self.blind = {name: float(((truth - m) ** 2).mean()) for name, m in means.items()}
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """`explained` and `reconstruction` of a model in eval mode."""
         chance = torch.Generator().manual_seed(0)
+        device = next(model.parameters()).device
         total = 0.0
-        for part in self.faces.split(JUDGED_BATCH):
+        for i in range(0, len(self.faces), JUDGED_BATCH):
+            part = self.faces[i : i + JUDGED_BATCH]
             noise = torch.rand(len(part), self.patches, generator=chance)
-            device = next(model.parameters()).device
             total += len(part) * float(model(part.to(device), noise=noise.to(device)).loss)
         found = total / len(self.faces)
-        return {"explained": 1 - found / self.mean_face, "reconstruction": found}
+        return {"explained": 1 - found / self.blind["mean_face"], "reconstruction": found}
 
 
 def crop_at_random(images: Tensor, least_area: float) -> Tensor:
