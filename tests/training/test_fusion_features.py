@@ -15,12 +15,14 @@ import torch
 from random_run import write_random_run
 
 from merkit.contract import Preprocessing
+from merkit_training.corpus import Clip
 from merkit_training.fusion import features
 from merkit_training.fusion.config import FusionConfig
 from merkit_training.fusion.dataset import JOINT_VIEWS, read_features
 from merkit_training.fusion.features import Decoded, Encoder, extract
 from merkit_training.fusion.model import load
 
+SPLITS = ("train", "val", "test_multi")
 TEXTS = ["Leave me alone!", "", "好的。"]
 
 
@@ -93,22 +95,22 @@ def test_a_killed_extraction_goes_on_where_it_was(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "PART", 2)
-    for split in features.SPLITS:
+    for split in SPLITS:
         write_clips(tmp_path, split, 5)
     recipe: Any = SimpleNamespace(preprocessing=Preprocessing(), fusion=FusionConfig(batch_clips=2))
     decode, seen = Encoder.decode, []
 
-    def dies_at_the_last(self: Encoder, path: Path) -> Decoded:
-        seen.append(path.stem)
-        if path.stem == "c4" and seen.count("c4") == 1:
+    def dies_at_the_last(self: Encoder, clip: Clip) -> Decoded:
+        seen.append(clip.name)
+        if clip.name == "c4" and seen.count("c4") == 1:
             raise KeyboardInterrupt
-        return decode(self, path)
+        return decode(self, clip)
 
     monkeypatch.setattr(Encoder, "decode", dies_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         extract(recipe, tmp_path, run)
     shares = extract(recipe, tmp_path, run)
-    assert seen.count("c0") == len(features.SPLITS) and seen.count("c4") == 1 + len(features.SPLITS)
+    assert seen.count("c0") == len(SPLITS) and seen.count("c4") == 1 + len(SPLITS)
     assert shares["train_audio"] == pytest.approx(3 / 5) and shares["val_video"] == 0
     train = read_features(run / "features" / "train")
     assert train.names == ("c0", "c1", "c2", "c3", "c4") and train.identities == ("7",) * 5

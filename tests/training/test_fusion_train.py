@@ -23,7 +23,6 @@ from merkit_training.fusion.model import load
 from merkit_training.fusion.page import page
 from merkit_training.fusion.stage import train
 from merkit_training.fusion.train import (
-    CLASSES,
     class_weights,
     fit_branch,
     fit_fusion,
@@ -36,6 +35,8 @@ from merkit_training.fusion.train import (
 from merkit_training.metrics import waf
 from merkit_training.settings import from_table
 
+CLASSES = 6
+TESTS = ("test_multi", "test_semi", "test_noise")
 CONFIG = FusionConfig(
     branch=BranchConfig(hidden=16, dropout=0.1), epochs=15, batch_size=64, lr=1e-2, folds=3,
     table_seeds=2, bootstrap=50,
@@ -99,7 +100,7 @@ def test_out_of_fold_predictions_never_saw_their_clip() -> None:
         modality_dropout=0.0, label_smoothing=0.0, balance=0.0, weight_decay=0.0,
     )  # fmt: skip
     groups, truth = ("a", "t", "v"), noise.labels.numpy()
-    logits, votes = out_of_fold(groups, noise, noise, config, seed=0)
+    logits, votes = out_of_fold(groups, noise, noise, config, 0, CLASSES)
     held_out = waf(truth, labels_of(logits, votes, 0), CLASSES)
     by_heart = waf(
         truth,
@@ -128,7 +129,7 @@ def test_hidden_modalities_never_take_all_a_clip_has() -> None:
 @pytest.mark.parametrize(("balance", "share"), [(0.0, 0.9), (1.0, 0.5)])
 def test_class_weights_balance_what_they_should(balance: float, share: float) -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)  # the other classes have no clip
-    weights = class_weights(labels, balance)[labels]
+    weights = class_weights(labels, balance, CLASSES)[labels]
     assert weights.mean() == pytest.approx(1.0)
     assert float(weights[:90].sum() / weights.sum()) == pytest.approx(share)
 
@@ -137,7 +138,7 @@ def test_voters_come_in_the_order_of_their_held_out_scores() -> None:
     strengths = {"a": 0.1, "t": 0.5, "v": 0.1, "j": 0.1, "V": 0.1}
     data = make_features(400, seed=0, strengths=strengths)
     voters = [Voter("weak", ("a",)), Voter("strong", ("t", "v"))]
-    model, held_out, scores = fit_fusion(data, data, CONFIG, 0, voters)
+    model, held_out, scores = fit_fusion(data, data, CONFIG, 0, CLASSES, voters)
     assert [voter.name for voter in model.voters] == ["strong", "weak"]
     assert scores == sorted(scores, reverse=True)
     logits, votes = held_out["logits"], held_out["voted"]
@@ -151,13 +152,11 @@ def test_voters_come_in_the_order_of_their_held_out_scores() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     """The stage, run once on synthetic features."""
     root = tmp_path_factory.mktemp("fusion")
-    for number, split in enumerate(("train", "val", *tables.TESTS)):
+    for number, split in enumerate(("train", "val", *TESTS)):
         make_features(400 if split == "train" else 200, number).save(root / "features" / split)
     corpus = root / "corpus"
     corpus.mkdir()
-    bounds = {
-        name: {"all": 0.99, "video": 0.9, "words": 0.9, "sound": 0.9} for name in tables.TESTS
-    }
+    bounds = {name: {"all": 0.99, "video": 0.9, "words": 0.9, "sound": 0.9} for name in TESTS}
     (corpus / "card.json").write_text(json.dumps({"ceilings": bounds}), "utf-8")
     recipe: Any = SimpleNamespace(fusion=CONFIG, run=SimpleNamespace(seed=0))
     return root, train(recipe, corpus, root)
@@ -200,7 +199,7 @@ def test_the_vote_beats_every_group_where_the_evidence_is_shared_out(
 ) -> None:
     root, scores = run
     written = json.loads((root / "fusion" / "tables.json").read_text("utf-8"))
-    for test in tables.TESTS:
+    for test in TESTS:
         vote = written["systems"]["vote"][test]["waf"]
         assert all(vote > written["systems"][group][test]["waf"] for group in GROUPS)
         assert scores[f"{test}_vote"] == vote
@@ -210,14 +209,14 @@ def test_the_vote_beats_every_group_where_the_evidence_is_shared_out(
 def test_the_page_claims_no_more_than_was_measured(run: tuple[Path, dict[str, float]]) -> None:
     root, _ = run
     written = json.loads((root / "fusion" / "tables.json").read_text("utf-8"))
-    text = page(written, tables.TESTS)
+    text = page(written, TESTS)
     assert text == (root / "fusion" / "tables.md").read_text("utf-8")
     assert "synthetic" in text and "of 0.990" in text
     assert "`test_noise` is of the clean parameters" in text
     for gain in written["gain"].values():
         gain["beyond_spread"] = gain["beyond_chance"] = False
     written["systems"]["logistic regression"] = written["systems"]["vote"]
-    humbled = page(written, tables.TESTS)
+    humbled = page(written, TESTS)
     assert humbled.count("**No.**") == 3
     (rival,) = [line for line in humbled.splitlines() if line.startswith("- over logistic")]
     assert rival.count("+0.000") == rival.count("within the spread") == 3

@@ -203,7 +203,7 @@ def test_a_folder_with_another_corpus_is_refused(corpus: Path) -> None:
 def test_readers_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="merkit-train synth"):
         open_set(tmp_path, "faces")
-    with pytest.raises(InvalidInputError, match=r"truth\.jsonl"):
+    with pytest.raises(InvalidInputError, match=r"transcripts\.csv"):
         read_clips(tmp_path, "train")
     with pytest.raises(InvalidInputError, match="'test9' is unknown"):
         read_clips(tmp_path, "test9")

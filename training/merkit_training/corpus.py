@@ -13,6 +13,10 @@ Layout (written by merkit_training.synth):
     sentences/  table.csv (text, discrete, language, category, split)
     clips/SPLIT/ video/NAME.mp4, labels.csv, label-6way.npz, transcripts.csv, truth.jsonl
 `split.npy` indexes SET_SPLITS.
+
+`merkit_training.data.prepare` writes the same of own clips, with classes of its own (in card.json),
+without what only a generator knows (units, prosody, truth), with the splits that there are, and
+with clips/SPLIT/clips.jsonl (one `data.records.ClipRecord` a line) in place of video/.
 """
 
 from __future__ import annotations
@@ -22,17 +26,20 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from merkit.errors import InvalidInputError
-from merkit_training.labels import MER6, alias
+from merkit_training.labels import alias, classes_of
+
+if TYPE_CHECKING:
+    from merkit_training.data.records import ClipRecord
 
 SET_SPLITS = ("train", "val")
 CLIP_SPLITS = ("train", "val", "test_multi", "test_semi", "test_noise", "unlabelled")
@@ -61,11 +68,13 @@ class Clip:
     """A talking clip. `label` is None in the split `unlabelled`."""
 
     name: str
-    path: Path
-    label: int | None  # of MER6
+    path: Path | None  # None: no media file; words, or faces, alone
+    label: int | None  # of `labels.classes_of` the corpus
     text: str
     language: str
-    truth: Mapping[str, Any]
+    truth: Mapping[str, Any]  # of synthetic clips alone
+    group: str = ""  # the speaker or source video; "" if unknown
+    record: ClipRecord | None = None  # of own clips alone
 
 
 def open_set(root: Path, name: str) -> ArraySet:
@@ -109,30 +118,72 @@ def read_sentences(root: Path, split: str) -> list[dict[str, str]]:
     return [r for r in read_table(root / "sentences" / "table.csv") if r["split"] == split]
 
 
+def clip_splits(root: Path) -> tuple[str, ...]:
+    """The splits of clips that a corpus has, the synthetic corpus's in its order first."""
+    folder = root / "clips"
+    found = {f.name for f in folder.iterdir() if f.is_dir()} if folder.is_dir() else set()
+    return in_split_order(found)
+
+
+def in_split_order(splits: Iterable[str]) -> tuple[str, ...]:
+    """Distinct splits, those of CLIP_SPLITS in its order, then others by the alphabet."""
+    order = {name: i for i, name in enumerate(CLIP_SPLITS)}
+    return tuple(sorted(set(splits), key=lambda name: (order.get(name, len(order)), name)))
+
+
 def read_clips(root: Path, split: str) -> list[Clip]:
-    """The clips of one of CLIP_SPLITS, in order of name.
+    """The clips of a split, in order of name.
 
     Raises:
         InvalidInputError: an unknown split, or a missing or malformed file.
     """
-    if split not in CLIP_SPLITS:
-        expected = f"one of {', '.join(CLIP_SPLITS)}"
+    folder, classes = root / "clips" / split, classes_of(root)
+    known = clip_splits(root) or CLIP_SPLITS
+    if split not in known:
+        expected = f"one of {', '.join(known)}"
         raise InvalidInputError(f"the split {split!r} is unknown", expected, "correct it")
-    folder = root / "clips" / split
-    truths = {t["name"]: t for t in _read_lines(folder / "truth.jsonl")}
-    labelled = split != "unlabelled"
+    if (folder / "clips.jsonl").is_file():
+        clips = [_own_clip(value, classes, folder) for value in _read_lines(folder / "clips.jsonl")]
+    else:
+        clips = _drawn_clips(folder, classes, labelled=split != "unlabelled")
+    return sorted(clips, key=lambda clip: clip.name)
+
+
+def _own_clip(value: Mapping[str, Any], classes: Sequence[str], folder: Path) -> Clip:
+    from merkit_training.data.records import ClipRecord
+
+    try:
+        record = ClipRecord.from_json(value)
+        label = None if record.label is None else classes.index(record.label)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{folder / 'clips.jsonl'} is malformed ({error})",
+            "what merkit-train prepare wrote",
+            "prepare the corpus again",
+        ) from None
+    return Clip(
+        record.name, record.path, label, record.text, record.language, {}, record.group, record
+    )
+
+
+def _drawn_clips(folder: Path, classes: Sequence[str], *, labelled: bool) -> list[Clip]:
+    """Clips in MER's files; truth.jsonl beside them only if they were drawn."""
+    rows = read_table(folder / "transcripts.csv")
+    drawn = (folder / "truth.jsonl").is_file()
+    truths = {t["name"]: t for t in _read_lines(folder / "truth.jsonl")} if drawn else {}
     labels = read_labels(folder / "labels.csv") if labelled else {}
     clips = []
-    for row in read_table(folder / "transcripts.csv"):
+    for row in rows:
         name, language = row["name"], "zh" if row["chinese"] else "en"
         text = row["chinese"] or row["english"]
-        if name not in truths or (labelled and name not in labels):
+        if (drawn and name not in truths) or (labelled and name not in labels):
             expected = "each clip in labels.csv and truth.jsonl"
             raise InvalidInputError(f"{folder} says nothing of {name}", expected, REGENERATE)
-        label = MER6.index(labels[name]) if labelled else None
-        path = folder / "video" / f"{name}.mp4"
-        clips.append(Clip(name, path, label, text, language, truths[name]))
-    return sorted(clips, key=lambda clip: clip.name)
+        truth = truths.get(name, {})
+        label = classes.index(labels[name]) if labelled else None
+        path, group = folder / "video" / f"{name}.mp4", str(truth.get("identity", ""))
+        clips.append(Clip(name, path, label, text, language, truth, group))
+    return clips
 
 
 def read_labels(path: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePath
 
 from merkit_training.data.files import MediaIndex, faces_of, fault_of
 from merkit_training.data.records import UNLABELLED, ClipRecord, Problem, fit_for_a_file, number
-from merkit_training.data.tables import Row, rows_of
+from merkit_training.data.tables import WHERE, Row, rows_of
 
 LABELS = ("discrete", "label", "emotion")
 TEXTS = ("text", "transcript", "sentence", "chinese", "english", "subtitle")
@@ -55,17 +55,23 @@ class _Reader:
         self.records: list[ClipRecord] = []
         self.problems: list[Problem] = []
         self.names: set[str] = set()
+        self.stated: set[str] = set()  # files
         self.index: MediaIndex | None = None
 
     def add(self, row: Row) -> None:
         """Reads one row."""
         stated = first(row, ("path", "file"))
         name = row.get("name") or PurePath(stated.replace("\\", "/")).stem
+        if not row.get("name") and row.get("start"):
+            name += f"_{row['start']}"  # several clips of one recording
+        elif not row.get("name") and name in self.names and stated not in self.stated:
+            name = "-".join(PurePath(stated).with_suffix("").parts[-2:])  # a/1.mp4 and b/1.mp4
         try:
             self.records.append(self._record(row, name, stated))
+            self.stated.add(stated)
         except _LostError as lost:
             kind, detail = lost.args
-            self.problems.append(Problem(kind, name, detail))
+            self.problems.append(Problem(kind, name or row[WHERE], detail))
 
     def _record(self, row: Row, name: str, stated: str) -> ClipRecord:
         if not fit_for_a_file(name):
@@ -87,9 +93,7 @@ class _Reader:
         text = first(row, TEXTS)
         media, faces = self._media(name, stated), self._faces(name, row.get("faces", ""))
         if media is None and faces is None and not text:
-            raise _LostError(
-                "missing file", f"no media file of that name below {self.root}, no words"
-            )
+            raise _LostError("missing file", "no media file of that name and no words")
         label, group = first(row, LABELS) or None, first(row, GROUPS)
         return ClipRecord(
             name, media, label, text, language_of(row), group, split, valence, start, end, faces

@@ -21,6 +21,8 @@ FIELD_BYTES = 1 << 20
 """Of one cell; a quote that is never closed would otherwise swallow the file."""
 
 Row = Mapping[str, Any]
+WHERE = ""
+"""Key under which a row says where it stands."""
 
 
 def rows_of(path: Path) -> Iterator[Row | Problem]:
@@ -89,24 +91,27 @@ def _cells(file: TextIO, path: Path) -> Iterator[Row | Problem]:
             yield Problem("bad row", where, "not UTF-8")
         else:
             padded = [*cells, *[""] * (len(header) - len(cells))]
-            yield {name: cell.strip() for name, cell in zip(header, padded, strict=True)}
+            found = {name: cell.strip() for name, cell in zip(header, padded, strict=True)}
+            yield found | {WHERE: where}
 
 
 def _lines(file: TextIO) -> Iterator[Row | Problem]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
+        where = f"line {number}"
         try:
             value = json.loads(line)
         except ValueError as error:
-            yield Problem("bad row", f"line {number}", f"no JSON: {error}")
+            yield Problem("bad row", where, f"no JSON: {error}")
             continue
         if not isinstance(value, dict):
-            yield Problem("bad row", f"line {number}", f"{type(value).__name__}, not an object")
+            yield Problem("bad row", where, f"{type(value).__name__}, not an object")
         elif not _is_unicode(line):
-            yield Problem("bad row", f"line {number}", "not UTF-8")
+            yield Problem("bad row", where, "not UTF-8")
         else:
-            yield {str(key).strip().lower(): _plain(cell) for key, cell in value.items()}
+            found = {str(key).strip().lower(): _plain(cell) for key, cell in value.items()}
+            yield found | {WHERE: where}
 
 
 def _plain(cell: Any) -> Any:

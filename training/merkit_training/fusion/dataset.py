@@ -18,6 +18,7 @@ from torch import Tensor
 from merkit.contract import MODALITIES
 from merkit.errors import InvalidInputError
 from merkit.pipeline import GROUPS
+from merkit_training.corpus import in_split_order
 
 JOINT_VIEWS = ("both", "audio", "text")
 """Second axis of the stored joint features: what the joint encoder was given."""
@@ -30,7 +31,7 @@ class FeatureSet:
     """Features of n clips; rows of absent modalities are zeros."""
 
     names: tuple[str, ...]
-    identities: tuple[str, ...]  # of the speakers; folds never share one
+    identities: tuple[str, ...]  # of the speakers, "/clip" where unknown; folds never share one
     subsets: tuple[str, ...]  # aligned, mixed or conflicting evidence; "" where unknown
     labels: Tensor  # int64 [n]
     presence: Tensor  # bool [n, 3], columns as in `contract.MODALITIES`
@@ -98,6 +99,12 @@ def read_features(folder: Path) -> FeatureSet:
     texts = json.loads((folder / "clips.json").read_text("utf-8"))
     values: dict[str, Any] = {k: tuple(v) for k, v in texts.items()}
     return FeatureSet(**values, **load_file(folder / "features.safetensors"))
+
+
+def test_splits(run: Path) -> tuple[str, ...]:
+    """The test splits whose features lie in a run; there may be none."""
+    found = [path.parent.name for path in (run / "features").glob("test*/clips.json")]
+    return in_split_order(found)
 
 
 def join(parts: list[FeatureSet]) -> FeatureSet:

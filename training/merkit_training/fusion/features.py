@@ -21,20 +21,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from merkit.contract import MODALITIES, Preprocessing
-from merkit.faces import find_faces
-from merkit.media import decode_clip
+from merkit.errors import InvalidInputError
 from merkit.pipeline import GROUPS, standard_contract
 from merkit.steps import Tokenize
 from merkit.steps.base import column, padded
-from merkit_training.corpus import Clip, read_clips
+from merkit_training.corpus import Clip, clip_splits, read_clips
+from merkit_training.data.evidence import decode_record, faces_in
+from merkit_training.data.records import UNLABELLED, ClipRecord
 from merkit_training.fusion.dataset import FeatureSet, join, read_features
-from merkit_training.labels import MER6
 from merkit_training.steps import load_step
 
 if TYPE_CHECKING:
     from merkit_training.recipe import Recipe
 
-SPLITS = ("train", "val", "test_multi", "test_semi", "test_noise")
 PART = 128
 """Clips of one part: what a kill loses at most, and what memory holds twice."""
 DECODERS = 2
@@ -54,7 +53,7 @@ def extract(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     torch.set_num_threads(1)  # the decoders keep the other cores busy; more threads halve the pace
     encode = Encoder(run, recipe.preprocessing)
     found: dict[str, float] = {}
-    for split in SPLITS:
+    for split in labelled_splits(corpus):
         clips = read_clips(corpus, split)
         folder = run / "features" / split
         if not (folder / "clips.json").exists():
@@ -64,21 +63,38 @@ def extract(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     return found
 
 
+def labelled_splits(corpus: Path) -> tuple[str, ...]:
+    """The splits of clips whose features fusion is trained on, selected by and measured on.
+
+    Raises:
+        InvalidInputError: there is none to train on, or none to choose by.
+    """
+    splits = tuple(split for split in clip_splits(corpus) if split != UNLABELLED)
+    if not {"train", "val"} <= set(splits):
+        raise InvalidInputError(
+            f"the clips of {corpus} have the splits {', '.join(splits) or 'none'}",
+            "train and val among them",
+            "write the corpus with: merkit-train synth, or merkit-train prepare",
+        )
+    return splits
+
+
 class Encoder:
     """Decoded clips to features, with the trained steps of a run in torch."""
 
     def __init__(self, run: Path, preprocessing: Preprocessing) -> None:
-        contract = standard_contract(MER6, dict.fromkeys(GROUPS, 1), preprocessing)
+        # labels and widths play no part in tokenising
+        contract = standard_contract(("any", "other"), dict.fromkeys(GROUPS, 1), preprocessing)
         self.preprocessing = preprocessing
         self.tokenize = Tokenize(contract, run / "tokenizer")
         self.preprocess = load_step(run, "preprocess")
         self.steps: dict[str, nn.Module] = {name: load_step(run, name) for name in ENCODERS}
 
-    def decode(self, path: Path) -> Decoded:
-        """Reads one file; safe to call from several threads."""
-        clip = decode_clip(path, self.preprocessing)
-        faces = find_faces(clip.frames, clip.frame_times, self.preprocessing)
-        return Decoded(faces.crops, clip.waveform)
+    def decode(self, clip: Clip) -> Decoded:
+        """Reads one clip; safe to call from several threads."""
+        record = clip.record or ClipRecord(clip.name, clip.path)
+        read = decode_record(record, self.preprocessing)
+        return Decoded(faces_in(record, read, self.preprocessing).crops, read.waveform)
 
     @torch.inference_mode()
     def __call__(self, decoded: Sequence[Decoded], texts: Sequence[str]) -> dict[str, Tensor]:
@@ -150,7 +166,7 @@ def _decoded_ahead(
     ahead: list[tuple[int, list[Future[Decoded]]]] = []
     for i in todo:
         own = clips[i * PART : (i + 1) * PART]
-        ahead.append((i, [pool.submit(encode.decode, clip.path) for clip in own]))
+        ahead.append((i, [pool.submit(encode.decode, clip) for clip in own]))
         if len(ahead) > 1:
             yield ahead.pop(0)
     yield from ahead
@@ -159,7 +175,7 @@ def _decoded_ahead(
 def _named(clips: Sequence[Clip], tensors: dict[str, Tensor]) -> FeatureSet:
     return FeatureSet(
         names=tuple(clip.name for clip in clips),
-        identities=tuple(str(clip.truth["identity"]) for clip in clips),
+        identities=tuple(clip.group or f"/{clip.name}" for clip in clips),
         subsets=tuple(str(clip.truth.get("subset", "")) for clip in clips),
         labels=torch.tensor([clip.label for clip in clips]),
         **tensors,

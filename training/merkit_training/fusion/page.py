@@ -20,13 +20,15 @@ EVIDENCE = {"a": "sound", "t": "words", "v": "video", "j": "sound", "V": "video"
 
 def page(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
     """Markdown of what `tables.write_tables` measured."""
+    if not tests:
+        return "# Modality table\n\nThe data has no test split, so nothing was measured.\n"
     clips = ", ".join(f"{count} in `{name}`" for name, count in tables["clips"].items())
     parts = [
         "# Modality table",
-        "Figures from the synthetic corpus: they prove the machinery and say nothing about "
-        f"people. Clips: {clips}. Every row is a head on the same features, trained on `train`, "
-        f"selected on `val`; mean ± standard deviation over {tables['seeds']} seeds of the heads "
-        "and of the folds, with the encoders fixed. The score is the weighted average F1 (WAF). "
+        f"{_whose(tables)} Clips: {clips}. Every row is a head on the same features, trained on "
+        f"`train`, selected on `val`; mean ± standard deviation over {tables['seeds']} seeds of "
+        "the heads and of the folds, with the encoders fixed. The score is the weighted average F1 "
+        "(WAF). "
         "`merkit-train run` measures it in its last stage, and "
         "`python -m merkit_training.fusion.tables RUN` prints this page.",
         _systems(tables, tests),
@@ -36,17 +38,11 @@ def page(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
         "Difference of the vote in WAF; one beyond the spread is larger than both standard "
         "deviations together.",
         "\n".join(_rival(tables, tests, rival) for rival in _rivals(tables)),
-        "## Against the ceiling",
-        "Accuracy beside the best that any classifier could reach from the generator's true "
-        "parameters ([how](synthetic-corpus.md)). That of `test_noise` is of the clean parameters: "
-        "the noise is not in it.",
-        _ceilings(tables, tests),
+        *(_against_ceilings(tables, tests) if tables["ceilings"] else ()),
         "## When modalities are missing",
         "WAF of the deployed vote given only some modalities; encoders of the others never run.",
         _plain(tables["subsets"], tests, "given"),
-        "## Where the evidence agrees, and where it conflicts",
-        "Accuracy of the vote by how the modalities of a clip relate.",
-        _plain(tables["evidence"], tests, "evidence"),
+        *(_by_evidence(tables, tests) if tables["evidence"] else ()),
         "## Calibration",
         "Expected calibration error (15 bins) and Brier score of the deployed scores. "
         "Temperatures are fitted on out-of-fold predictions. The vote's scores average only the "
@@ -54,6 +50,32 @@ def page(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
         _plain(tables["calibration"], list(tables["calibration"]["vote"]), "scores"),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _whose(tables: Mapping[str, Any]) -> str:
+    if tables.get("own_data"):
+        return "Figures from the data that the run was given."
+    return (
+        "Figures from the synthetic corpus: they prove the machinery and say nothing about people."
+    )
+
+
+def _against_ceilings(tables: Mapping[str, Any], tests: Sequence[str]) -> tuple[str, ...]:
+    return (
+        "## Against the ceiling",
+        "Accuracy beside the best that any classifier could reach from the generator's true "
+        "parameters ([how](synthetic-corpus.md)). That of `test_noise` is of the clean parameters: "
+        "the noise is not in it.",
+        _ceilings(tables, tests),
+    )
+
+
+def _by_evidence(tables: Mapping[str, Any], tests: Sequence[str]) -> tuple[str, ...]:
+    return (
+        "## Where the evidence agrees, and where it conflicts",
+        "Accuracy of the vote by how the modalities of a clip relate.",
+        _plain(tables["evidence"], tests, "evidence"),
+    )
 
 
 def _systems(tables: Mapping[str, Any], tests: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from merkit_training.fusion.dataset import read_features
 from merkit_training.fusion.tables import write_tables
 from merkit_training.fusion.train import fit_fusion
-from merkit_training.labels import MER6
+from merkit_training.labels import classes_of
 from merkit_training.runs import save_step, stage_seed
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     torch.set_num_threads(1)  # the matrices are small: more threads only wait for one another
     config, seed = recipe.fusion, stage_seed(recipe, "fusion")
     data, validation = (read_features(run / "features" / split) for split in ("train", "val"))
-    model, held_out, scores = fit_fusion(data, validation, config, seed)
+    labels = classes_of(corpus)
+    model, held_out, scores = fit_fusion(data, validation, config, seed, len(labels))
     _write_held_out(run / "fusion", held_out, data.names)
     voters = [
         {"name": v.name, "groups": list(v.groups), "waf": score, "temperature": temperature}
@@ -44,13 +45,19 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     facts = {
         "voters": voters,
         "ranked_on": "weighted average F1 of out-of-fold predictions on the training clips",
-        "labels": list(MER6),
+        "labels": list(labels),
         "widths": data.widths(),
         "branch": asdict(config.branch),
     }
     summary = {f"out_of_fold_{v['name']}": score for v, score in zip(voters, scores, strict=True)}
     summary |= write_tables(config, corpus, run, model, seed)
     card = {"scores": summary, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+    if unknown := sum(name.startswith("/") for name in data.identities):
+        card["warning"] = (
+            f"the speakers of {unknown} of {len(data)} training clips are unknown: one may "
+            "stand in several folds, and out-of-fold scores may be too high"
+        )
+        print(f"fusion: {card['warning']}", flush=True)
     save_step(run, "fusion", facts, model.state_dict(), card)
     return summary
 

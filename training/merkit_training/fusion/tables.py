@@ -2,8 +2,8 @@
 
 A system of four branches must earn its cost. Every system here is a head on the same features,
 trained and selected alike, repeated over seeds and folds (the encoders stay as they are); the
-difference from the best single feature group carries a paired bootstrap interval. All figures
-are of synthetic clips, whose ceilings are known.
+difference from the best single feature group carries a paired bootstrap interval. Of synthetic
+clips the ceilings are known and stand beside.
 
     python -m merkit_training.fusion.tables RUN > docs/modality-table.md
 """
@@ -28,23 +28,25 @@ from sklearn.preprocessing import StandardScaler
 from merkit.contract import MODALITIES
 from merkit.pipeline import GROUPS
 from merkit.voting import NOBODY, ranked_mode
+from merkit_training.corpus import in_split_order
 from merkit_training.fusion.config import FusionConfig
-from merkit_training.fusion.dataset import FeatureSet, read_features
+from merkit_training.fusion.dataset import FeatureSet, read_features, test_splits
 from merkit_training.fusion.model import Fusion
 from merkit_training.fusion.page import page
 from merkit_training.fusion.train import (
-    CLASSES,
     fit_branch,
     fit_fusion,
     labels_of,
     majority,
     predict,
 )
+from merkit_training.labels import classes_of
 from merkit_training.metrics import accuracy, brier, ece, paired_bootstrap, waf
 from merkit_training.runs import read_json, write_json
 
-TESTS = ("test_multi", "test_semi", "test_noise")
 WORKERS = 2
+OWN = "own data"
+"""`kind` in the card of a corpus that merkit_training.data.prepare wrote."""
 Labels = NDArray[np.int64]
 Predictions = dict[str, dict[str, Labels]]
 """Labels [n] by system and test split."""
@@ -70,45 +72,51 @@ def write_tables(
         deployed: the fusion of the first seed, which is not fitted again.
         seed: the first of `config.table_seeds` seeds.
     """
+    names, classes = test_splits(run), len(classes_of(corpus))
     others = range(seed + 1, seed + max(1, config.table_seeds))
     spawn = multiprocessing.get_context("spawn")  # a fork of a threaded torch process may hang
     with ProcessPoolExecutor(WORKERS, mp_context=spawn) as pool:
-        pending = [pool.submit(one_seed, run, config, other) for other in others]
-        runs = [one_seed(run, config, seed, deployed), *(p.result() for p in pending)]
-    tests = {name: read_features(run / "features" / name) for name in TESTS}
+        pending = [pool.submit(one_seed, run, config, other, classes) for other in others]
+        runs = [one_seed(run, config, seed, classes, deployed), *(p.result() for p in pending)]
+    tests = {name: read_features(run / "features" / name) for name in names}
     truth = {name: data.labels.numpy() for name, data in tests.items()}
+    fallback = majority(read_features(run / "features" / "train"))
+    card = read_json(corpus / "card.json")
     tables: dict[str, Any] = {
         "seeds": len(runs),
         "clips": {name: len(data) for name, data in tests.items()},
-        "ceilings": read_json(corpus / "card.json").get("ceilings", {}),
+        "ceilings": card.get("ceilings", {}),
+        "own_data": card.get("kind") == OWN,
         "voters": [v.name for v in deployed.voters],
-        "systems": {system: spread(truth, [r[system] for r in runs]) for system in runs[0]},
-        "subsets": by_subset(deployed, tests, majority(read_features(run / "features" / "train"))),
+        "systems": {
+            system: spread(truth, [r[system] for r in runs], classes) for system in runs[0]
+        },
+        "subsets": by_subset(deployed, tests, fallback, classes),
         "evidence": by_evidence(tests, [r[VOTE] for r in runs]),
         "calibration": calibration(deployed, tests),
     }
-    tables["gain"] = gains(truth, runs, tables["systems"], config.bootstrap)
+    tables["gain"] = gains(truth, runs, tables["systems"], config.bootstrap, classes)
     write_json(run / "fusion" / "tables.json", tables)
     temporary = run / "fusion" / "tables.md.tmp"
-    temporary.write_text(page(tables, TESTS), "utf-8")
+    temporary.write_text(page(tables, names), "utf-8")
     temporary.replace(run / "fusion" / "tables.md")
-    scores = {f"{name}_vote": tables["systems"][VOTE][name]["waf"] for name in TESTS}
-    return scores | {f"{name}_gain": tables["gain"][name]["difference"] for name in TESTS}
+    scores = {f"{name}_vote": tables["systems"][VOTE][name]["waf"] for name in names}
+    return scores | {f"{name}_gain": tables["gain"][name]["difference"] for name in names}
 
 
 def one_seed(
-    run: Path, config: FusionConfig, seed: int, fusion: Fusion | None = None
+    run: Path, config: FusionConfig, seed: int, classes: int, fusion: Fusion | None = None
 ) -> Predictions:
     """Every system's labels on every test split under one seed."""
     torch.set_num_threads(1)
     data, validation = (read_features(run / "features" / s) for s in ("train", "val"))
-    tests = {name: read_features(run / "features" / name) for name in TESTS}
+    tests = {name: read_features(run / "features" / name) for name in test_splits(run)}
     if fusion is None:
-        fusion, _, _ = fit_fusion(data, validation, config, seed)
+        fusion, _, _ = fit_fusion(data, validation, config, seed, classes)
     fallback = majority(data)
     found: Predictions = {MAJORITY: {n: np.full(len(t), fallback) for n, t in tests.items()}}
     for group in GROUPS:
-        branch = fit_branch([group], data, validation, config, seed)
+        branch = fit_branch([group], data, validation, config, seed, classes)
         found[group] = {
             n: labels_of(*predict(branch, [group], t), fallback) for n, t in tests.items()
         }
@@ -156,17 +164,20 @@ def logistic(data: FeatureSet, tests: Mapping[str, FeatureSet], seed: int) -> di
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
     chosen = np.random.default_rng(seed).choice(len(data), round(0.9 * len(data)), replace=False)
-    model.fit(rows(data)[chosen], data.labels.numpy()[chosen])
+    labels = data.labels.numpy()[chosen]
+    if len(set(labels.tolist())) < 2:  # a handful of clips
+        return {name: np.full(len(test), labels[0]) for name, test in tests.items()}
+    model.fit(rows(data)[chosen], labels)
     return {name: np.asarray(model.predict(rows(test))) for name, test in tests.items()}
 
 
 def spread(
-    truth: Mapping[str, Labels], runs: Sequence[Mapping[str, Labels]]
+    truth: Mapping[str, Labels], runs: Sequence[Mapping[str, Labels]], classes: int
 ) -> dict[str, dict[str, float]]:
     """Mean and standard deviation over seeds of WAF, and mean accuracy, by split."""
     found = {}
     for name, labels in truth.items():
-        scores = [waf(labels, r[name], CLASSES) for r in runs]
+        scores = [waf(labels, r[name], classes) for r in runs]
         correct = [accuracy(labels, r[name]) for r in runs]
         sd = float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
         found[name] = {"waf": float(np.mean(scores)), "sd": sd, "accuracy": float(np.mean(correct))}
@@ -178,13 +189,14 @@ def gains(
     runs: Sequence[Predictions],
     systems: Mapping[str, Mapping[str, Mapping[str, float]]],
     resamples: int,
+    classes: int,
 ) -> dict[str, dict[str, Any]]:
     """The vote against the group that is best on the very split (the hardest comparison)."""
     found = {}
     for name, labels in truth.items():
         best = max(GROUPS, key=lambda g, n=name: systems[g][n]["waf"])  # type: ignore[misc]
         ours, theirs = (np.stack([r[s][name] for r in runs]) for s in (VOTE, best))
-        interval = paired_bootstrap(labels, ours, theirs, CLASSES, resamples)
+        interval = paired_bootstrap(labels, ours, theirs, classes, resamples)
         noise = systems[VOTE][name]["sd"] + systems[best][name]["sd"]
         found[name] = {
             "best_group": best,
@@ -198,14 +210,14 @@ def gains(
 
 
 def by_subset(
-    fusion: Fusion, tests: Mapping[str, FeatureSet], fallback: int
+    fusion: Fusion, tests: Mapping[str, FeatureSet], fallback: int, classes: int
 ) -> dict[str, dict[str, float]]:
     """WAF of the deployed vote when only some modalities are given."""
     found = {}
     for subset, flags in SUBSETS.items():
         shown = torch.tensor([flags])
         labels = {n: voted(fusion, t, fallback, shown)[VOTE] for n, t in tests.items()}
-        found[subset] = {n: waf(t.labels.numpy(), labels[n], CLASSES) for n, t in tests.items()}
+        found[subset] = {n: waf(t.labels.numpy(), labels[n], classes) for n, t in tests.items()}
     return found
 
 
@@ -216,7 +228,7 @@ def by_evidence(
     found: dict[str, dict[str, float]] = {}
     for name, test in tests.items():
         kinds, labels = np.array(test.subsets), test.labels.numpy()
-        for kind in sorted(set(test.subsets)):
+        for kind in sorted(set(test.subsets) - {""}):
             rows = kinds == kind
             correct = [accuracy(labels[rows], r[name][rows]) for r in runs]
             found.setdefault(kind, {})[name] = float(np.mean(correct))
@@ -229,6 +241,8 @@ def calibration(fusion: Fusion, tests: Mapping[str, FeatureSet]) -> dict[str, di
     for name, test in tests.items():
         scores = probabilities(fusion, test)
         rows = (scores != 0).any(axis=(1, 2))
+        if not rows.any():
+            continue
         truth = test.labels.numpy()[rows]
         speaking = (scores != 0).any(axis=2).sum(axis=1, keepdims=True)
         means = scores.sum(axis=1) / np.maximum(speaking, 1)
@@ -239,4 +253,5 @@ def calibration(fusion: Fusion, tests: Mapping[str, FeatureSet]) -> dict[str, di
 
 
 if __name__ == "__main__":
-    print(page(read_json(Path(sys.argv[1]) / "fusion" / "tables.json"), TESTS), end="")
+    tables_of_run = read_json(Path(sys.argv[1]) / "fusion" / "tables.json")
+    print(page(tables_of_run, in_split_order(tables_of_run["clips"])), end="")

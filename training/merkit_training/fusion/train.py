@@ -9,6 +9,7 @@ training clips.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,15 +21,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from merkit.contract import Voter
+from merkit.errors import InvalidInputError
 from merkit.pipeline import SEED_VOTERS
 from merkit_training.fusion.calibration import fit_temperature
 from merkit_training.fusion.config import FusionConfig
 from merkit_training.fusion.dataset import FeatureSet
 from merkit_training.fusion.model import Branch, Fusion, group_presence
-from merkit_training.labels import MER6
 from merkit_training.metrics import waf
-
-CLASSES = len(MER6)
 
 
 def fit_branch(
@@ -37,14 +36,19 @@ def fit_branch(
     validation: FeatureSet,
     config: FusionConfig,
     seed: int,
+    classes: int = 0,
 ) -> Branch:
-    """Trains one branch on `data`; keeps the epoch with the least loss on `validation`."""
+    """Trains one branch on `data`; keeps the epoch with the least loss on `validation`.
+
+    `classes` is their number; 0: as many as the labels show.
+    """
+    classes = classes or 1 + int(max(data.labels.max(), validation.labels.max()))
     torch.manual_seed(seed)
     widths = data.widths()
-    branch = Branch([widths[g] for g in groups], CLASSES, config.branch)
+    branch = Branch([widths[g] for g in groups], classes, config.branch)
     everything = torch.arange(len(data))
     branch.standardise_by(*_view(groups, data, everything, data.presence))
-    weights = class_weights(data.labels, config.balance)
+    weights = class_weights(data.labels, config.balance, classes)
     optimizer = torch.optim.AdamW(
         branch.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
@@ -88,20 +92,39 @@ def hide_modalities(presence: Tensor, chance: float) -> Tensor:
     return torch.where(shown.any(dim=1, keepdim=True), shown, presence)
 
 
-def class_weights(labels: Tensor, balance: float) -> Tensor:
+def class_weights(labels: Tensor, balance: float, classes: int) -> Tensor:
     """Weights ~ count ** -balance, [classes], with a mean of 1 over the clips."""
-    counts = torch.bincount(labels, minlength=CLASSES).float()
+    counts = torch.bincount(labels, minlength=classes).float()
     weights = counts.clamp(min=1) ** -balance
     return weights * counts.sum() / (weights * counts).sum()
 
 
 def speaker_folds(data: FeatureSet, folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold [n] of each clip: stratified by label, no speaker in two folds."""
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    fold = np.zeros(len(data), np.int64)
+    """The fold [n] of each clip: stratified by label, no speaker in two folds.
+
+    Fewer folds where there are fewer speakers, or fewer clips of the largest class; with one
+    speaker alone, clips count as speakers.
+
+    Raises:
+        InvalidInputError: no two folds can be made.
+    """
     labels = data.labels.numpy()
-    for number, (_, held_out) in enumerate(splitter.split(labels, labels, data.identities)):
-        fold[held_out] = number
+    speakers = np.array(data.identities)
+    if len(set(data.identities)) < 2:
+        speakers = np.arange(len(data)).astype(str)
+    number = min(folds, len(set(speakers.tolist())), int(np.bincount(labels).max()))
+    if number < 2:
+        raise InvalidInputError(
+            f"{len(data)} training clips make no two folds",
+            "several clips of a class",
+            "add labelled clips to train",
+        )
+    splitter = StratifiedGroupKFold(n_splits=number, shuffle=True, random_state=seed)
+    fold = np.zeros(len(data), np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer clips than folds
+        for i, (_, held_out) in enumerate(splitter.split(labels, labels, speakers)):
+            fold[held_out] = i
     return fold
 
 
@@ -111,13 +134,14 @@ def out_of_fold(
     validation: FeatureSet,
     config: FusionConfig,
     seed: int,
+    classes: int,
 ) -> tuple[Tensor, Tensor]:
     """Logits and votes of a branch for each training clip, from a fit without its speaker."""
     fold = torch.from_numpy(speaker_folds(data, config.folds, seed))
-    logits, voted = torch.zeros(len(data), CLASSES), torch.zeros(len(data), dtype=torch.bool)
-    for number in range(config.folds):
+    logits, voted = torch.zeros(len(data), classes), torch.zeros(len(data), dtype=torch.bool)
+    for number in range(int(fold.max()) + 1):
         rows, rest = (fold == number).nonzero()[:, 0], (fold != number).nonzero()[:, 0]
-        branch = fit_branch(groups, data.select(rest), validation, config, seed)
+        branch = fit_branch(groups, data.select(rest), validation, config, seed, classes)
         logits[rows], voted[rows] = predict(branch, groups, data.select(rows))
     return logits, voted
 
@@ -130,7 +154,7 @@ def labels_of(logits: Tensor, voted: Tensor, fallback: int) -> NDArray[np.int64]
 
 def majority(data: FeatureSet) -> int:
     """The most frequent class."""
-    return int(torch.bincount(data.labels, minlength=CLASSES).argmax())
+    return int(torch.bincount(data.labels).argmax())
 
 
 def fit_fusion(
@@ -138,6 +162,7 @@ def fit_fusion(
     validation: FeatureSet,
     config: FusionConfig,
     seed: int,
+    classes: int,
     voters: Sequence[Voter] = SEED_VOTERS,
 ) -> tuple[Fusion, dict[str, Tensor], list[float]]:
     """Ranks, calibrates and refits all branches.
@@ -149,12 +174,12 @@ def fit_fusion(
     judged = []
     truth, fallback = data.labels.numpy(), majority(data)
     for voter in tqdm(voters, desc=f"fusion, seed {seed}", unit="branch"):
-        logits, voted = out_of_fold(voter.groups, data, validation, config, seed)
-        score = waf(truth, labels_of(logits, voted, fallback), CLASSES)
-        branch = fit_branch(voter.groups, data, validation, config, seed)
+        logits, voted = out_of_fold(voter.groups, data, validation, config, seed, classes)
+        score = waf(truth, labels_of(logits, voted, fallback), classes)
+        branch = fit_branch(voter.groups, data, validation, config, seed, classes)
         judged.append((score, voter, logits, voted, branch))
     judged.sort(key=lambda row: -row[0])
-    model = Fusion([row[1] for row in judged], data.widths(), CLASSES, config.branch)
+    model = Fusion([row[1] for row in judged], data.widths(), classes, config.branch)
     for i, (_, _, logits, voted, branch) in enumerate(judged):
         model.branches[i].load_state_dict(branch.state_dict())
         model.temperatures[i] = fit_temperature(logits[voted], data.labels[voted])
