@@ -1,0 +1,1 @@
+"""Studies: the seed's comparisons, repeated over seeds and answered by their own figures."""
