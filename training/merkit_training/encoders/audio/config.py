@@ -11,7 +11,7 @@ from merkit_training.settings import Amount, Count, Natural, Share, divides
 SIZES = (
     "conv_channels", "conv_kernels", "conv_strides", "conv_bias", "norm", "stable",
     "projection_norm", "hidden", "layers", "heads", "intermediate", "position_kernel",
-    "position_groups",
+    "position_groups", "mask_vector",
 )  # fmt: skip
 """The keys of `AudioConfig` that weights are made for; a checkpoint states them."""
 
@@ -26,7 +26,7 @@ class AudioConfig:
     """
 
     # A folder in Hugging Face's layout (or a hub's id with `[run] hub`). Its config.json then
-    # states the sizes: the keys down to `position_groups` are ignored.
+    # states the sizes: the keys down to `mask_vector` are ignored.
     checkpoint: str = ""
     # HuBERT has seven convolutions of 512 channels, kernels 10 3 3 3 3 2 2, strides 5 2 2 2 2 2 2.
     # At the tiny size such a stack does not learn a spectrum in minutes; three layers,
@@ -44,6 +44,9 @@ class AudioConfig:
     intermediate: Count = 512
     position_kernel: Count = 32  # frames that the convolutional position embedding spans
     position_groups: Count = 8
+    # A learnt vector for hidden frames, as HuBERT has: fine-tuning hides spans by it. Without,
+    # training sets the convolutions' frames to zero.
+    mask_vector: bool = False
     pool_layers: Literal["mean", "sum"] = "mean"  # of the last four; MERTools' features are sums
     fourier_start: bool = True  # the first layer begins as windowed waves on the mel scale
     front_epochs: Natural = 2  # over random seconds of the utterances, towards the log-mel spectrum

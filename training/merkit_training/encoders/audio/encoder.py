@@ -32,6 +32,7 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.hop, self.field, self.pool_layers = config.hop, config.field, config.pool_layers
         self.by_group, self.stable = config.norm == "group", config.stable
+        self.has_mask_vector = config.mask_vector
         self.model = HubertModel(_hubert_config(config))
 
     def front(self, audio_values: Tensor, samples: Tensor) -> Tensor:
@@ -53,6 +54,12 @@ class AudioEncoder(nn.Module):
         """What enters the transformer [batch, frames, hidden]; zeros where `mask` says padding."""
         hidden = self.model.feature_projection(frames)
         return torch.where(mask.unsqueeze(-1), hidden, torch.zeros_like(hidden))
+
+    def blank(self, projected: Tensor, hidden: Tensor) -> Tensor:
+        """What `project` made, with the mask vector in place of the frames that are `hidden`
+        (bool [batch, frames]); only of an encoder that has one."""
+        vector: Tensor = self.model.masked_spec_embed
+        return torch.where(hidden.unsqueeze(-1), vector.to(projected.dtype), projected)
 
     def walk(self, hidden: Tensor, mask: Tensor) -> list[Tensor]:
         """Each layer's output [batch, frames, hidden] for what `project` made.
@@ -87,9 +94,9 @@ class AudioEncoder(nn.Module):
         whole = torch.div(samples - self.field, self.hop, rounding_mode="floor") + 1
         return whole.clamp(min=0)
 
-    def utterance(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """Features [batch, hidden] of convolutional frames."""
-        return masked_mean(combined(self.states(frames, mask), self.pool_layers), mask)
+    def utterance(self, projected: Tensor, mask: Tensor) -> Tensor:
+        """Features [batch, hidden] of what `project` made."""
+        return masked_mean(combined(self.walk(projected, mask), self.pool_layers), mask)
 
     def frames(self, audio_values: Tensor, audio_mask: Tensor) -> tuple[Tensor, Tensor]:
         """The last four layers as one, frame by frame: [batch, frames, hidden], and which frames
@@ -155,8 +162,7 @@ def _hubert_config(config: AudioConfig) -> HubertConfig:
         activation_dropout=config.dropout,
         feat_proj_dropout=config.dropout,
         layerdrop=0.0,
-        # The span mask is ours to apply (`pretrain`): no vector for it in the exported step.
-        mask_time_prob=0.0,
+        mask_time_prob=0.05 if config.mask_vector else 0.0,  # any share makes it have the vector
         mask_feature_prob=0.0,
         attn_implementation="eager",
     )

@@ -156,7 +156,9 @@ def features_by_length(encoder: AudioEncoder, frames: Frames) -> Tensor:
     with torch.no_grad():
         for rows in by_length(frames.counts):
             values, mask = frames.batch(rows, np.zeros_like(rows))
-            made.append((rows, encoder.utterance(values.to(place), mask.to(place)).float().cpu()))
+            values, mask = values.to(place), mask.to(place)
+            features = encoder.utterance(encoder.project(values, mask), mask)
+            made.append((rows, features.float().cpu()))
     return in_order(made)
 
 

@@ -62,12 +62,13 @@ FIXED: Mapping[str, Any] = {
 KINDS = ("hubert", "wav2vec2")
 PREFIXES = ("hubert.", "wav2vec2.", "model.")  # of models with a head, and of our own steps
 OTHERS = (
-    "masked_spec_embed", "lm_head.", "project_hid.", "project_q.", "quantizer.",
+    "lm_head.", "project_hid.", "project_q.", "quantizer.",
     "projector.", "classifier.", "layer_weights",
 )  # fmt: skip
 """Tensors for pre-training or for other heads: deliberately unused."""
 WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0",
                "weight_v": "parametrizations.weight.original1"}  # fmt: skip
+MASK_VECTOR = "model.masked_spec_embed"
 SAMPLE_RATE = 16_000
 
 
@@ -85,6 +86,8 @@ def sizes_of(config: AudioConfig, *, hub: bool) -> tuple[Checkpoint, AudioConfig
     else:
         _refuse_others(checkpoint, stated)
         found = {ours: stated.get(key, BASE[key]) for key, ours in KEYS.items()}
+        shares = (stated.get("mask_time_prob", 0.05), stated.get("mask_feature_prob", 0.0))
+        found["mask_vector"] = any(share > 0 for share in shares)
     try:
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in found.items()
@@ -100,18 +103,22 @@ def sizes_of(config: AudioConfig, *, hub: bool) -> tuple[Checkpoint, AudioConfig
 
 def fill(encoder: AudioEncoder, checkpoint: Checkpoint) -> LoadReport:
     """Copies the checkpoint's weights into `encoder`; errors as of `load_into`."""
-    return load_into(encoder, checkpoint, rename)
+    keys = encoder.state_dict().keys()
+    named = {name: rename(name) for name in checkpoint.names()}
+    if MASK_VECTOR not in keys:
+        named = {name: None if key == MASK_VECTOR else key for name, key in named.items()}
+    return load_into(encoder, checkpoint, named.__getitem__, optional=(MASK_VECTOR,))
 
 
 def rename(name: str) -> str | None:
-    """The encoder's key for a checkpoint's; None for what only pre-training or a head needs."""
+    """The encoder's key for a checkpoint's; None for what another head needs."""
     plain = name
     for prefix in PREFIXES:
         plain = plain.removeprefix(prefix)
     if plain.startswith(OTHERS):
         return None
-    stem, _, last = plain.rpartition(".")
-    return f"model.{stem}.{WEIGHT_NORM.get(last, last)}"
+    stem, dot, last = plain.rpartition(".")
+    return f"model.{stem}{dot}{WEIGHT_NORM.get(last, last)}"
 
 
 def hearing_note(checkpoint: Checkpoint) -> str:

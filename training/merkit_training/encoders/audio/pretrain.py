@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from merkit.errors import InvalidInputError
-from merkit_training.encoders.audio.config import AudioPretrainingConfig
+from merkit_training import processes
+from merkit_training.encoders.audio.config import AudioConfig, AudioPretrainingConfig
 from merkit_training.encoders.audio.encoder import AudioEncoder, from_recipe
 from merkit_training.encoders.audio.frames import (
     CachedFrames,
@@ -55,7 +56,8 @@ class UnitPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.blank = nn.Parameter(torch.rand(hidden))  # stands for each hidden frame
+        own = None if encoder.has_mask_vector else nn.Parameter(torch.rand(hidden))
+        self.vector = own  # stands for each hidden frame
         self.project = nn.Linear(hidden, config.width)
         self.units = nn.Parameter(torch.randn(clusters, config.width))
         self.temperature = config.temperature
@@ -69,7 +71,10 @@ class UnitPredictor(nn.Module):
             hidden: bool [batch, frames], those that the encoder must not see.
         """
         seen = self.encoder.project(frames, mask)
-        seen = torch.where(hidden[..., None], self.blank.to(seen.dtype), seen)
+        if self.vector is None:
+            seen = self.encoder.blank(seen, hidden)
+        else:
+            seen = torch.where(hidden[..., None], self.vector.to(seen.dtype), seen)
         told = self.project(self.encoder.walk(seen, mask)[-1])
         return F.normalize(told, dim=-1) @ F.normalize(self.units, dim=-1).T / self.temperature
 
@@ -103,23 +108,20 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         path = folder / f"units{number}.npz"
         units = kept(path)
         if units is None:
-            rows = (
-                [
-                    row
-                    for d in (data, val)
-                    for row in cepstra(d, sizes, p.sample_rate, config.cepstra)
-                ]
-                if number == 0
-                else [row for f in (frames, val_frames) for row in layer_outputs(encoder, f, layer)]
-            )
-            clusters = config.clusters[number]
-            units = keep(path, cluster(rows, len(data), clusters, config.cluster_frames, seed))
+            if number == 0:
+                rows = [r for d in (data, val) for r in _cepstra(d, sizes, recipe)]
+            else:
+                rows = [r for f in (frames, val_frames) for r in layer_outputs(encoder, f, layer)]
+            units = cluster(rows, len(data), config.clusters[number], config.cluster_frames, seed)
+            if processes.is_main():
+                keep(path, units)
         scores |= _iteration(encoder, (frames, val_frames), units, recipe, folder, number)
     scores |= _probe(encoder.eval(), frames, val_frames, data, val)
     save_step(run, STAGE, asdict(sizes), encoder.state_dict(), {"scores": scores})
     clear_checkpoints(folder)
-    for path in folder.glob("units*.npz"):
-        path.unlink()
+    if processes.is_main():
+        for path in folder.glob("units*.npz"):
+            path.unlink()
     return scores
 
 
@@ -175,6 +177,11 @@ def _iteration(
         predictor, loss, count, schedule, folder, name=f"iteration{number}", evaluate=evaluate
     )
     return scores | {"chance": units.commonest()}
+
+
+def _cepstra(data: Utterances, sizes: AudioConfig, recipe: Recipe) -> list[NDArray[np.float32]]:
+    rate, count = recipe.preprocessing.sample_rate, recipe.audio_pretraining.cepstra
+    return cepstra(data, sizes, rate, count)
 
 
 def _frames(encoder: AudioEncoder, data: Utterances, recipe: Recipe, seed: int) -> Frames:

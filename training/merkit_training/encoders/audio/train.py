@@ -28,6 +28,7 @@ from merkit_training.encoders.audio.frames import (
 )
 from merkit_training.encoders.audio.front import learn_front
 from merkit_training.encoders.audio.official import hearing_note
+from merkit_training.encoders.audio.units import hidden_spans
 from merkit_training.encoders.probe import head_scores, linear_probe
 from merkit_training.encoders.store import load_module
 from merkit_training.encoders.utterances import Heads, Utterances
@@ -37,7 +38,8 @@ from merkit_training.runs import CARD, CONFIG, read_json, save_step, stage_seed
 from merkit_training.settings import from_table
 
 PRETRAINING = "audio_pretraining"
-HIDDEN_SPANS, LONGEST_SPAN = 1, 15  # of frames hidden in each training sample
+LONGEST_SPAN = 15  # frames set to zero in each training sample, at most
+SPAN_SHARE, SPAN_LENGTH = 0.05, 10  # of frames behind the mask vector: HuBERT's own
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")  # the projections that LoRA adapts
 
 
@@ -83,7 +85,8 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         copies = step_rng().integers(1 + config.noisy_copies, size=len(indices))
         start = random_starts(frames.counts[indices], config.crop_frames)
         values, mask = frames.stretches(indices, copies, start, config.crop_frames)
-        features = encoder.utterance(hide(values.to(place)), mask.to(place))
+        values, mask = values.to(place), mask.to(place)
+        features = encoder.utterance(hide(encoder, values, mask), mask)
         return learner.heads.loss(
             features,
             data,
@@ -161,13 +164,16 @@ def _heard(config: AudioConfig, hub: bool) -> dict[str, str]:
     return {"checkpoint": config.checkpoint} | ({"note": note} if note else {})
 
 
-def hide(values: Tensor) -> Tensor:
-    """Sets a random span of frames to zero in each sample, as SpecAugment does."""
-    batch, time = values.shape[:2]
+def hide(encoder: AudioEncoder, frames: Tensor, mask: Tensor) -> Tensor:
+    """What enters the transformer, with random spans hidden, as SpecAugment does: by the mask
+    vector as HuBERT is fine-tuned, else one span whose frames are zero before projection."""
+    if encoder.has_mask_vector:
+        counts = mask.sum(1, keepdim=True).cpu()
+        hidden = hidden_spans(counts, mask.shape[1], SPAN_SHARE, SPAN_LENGTH).to(mask.device)
+        return encoder.blank(encoder.project(frames, mask), hidden)
+    batch, time = frames.shape[:2]
+    start = (torch.rand(batch, 1) * time).long()
+    width = (torch.rand(batch, 1) * LONGEST_SPAN).long()
     at = torch.arange(time)
-    for _ in range(HIDDEN_SPANS):
-        start = (torch.rand(batch, 1) * time).long()
-        width = (torch.rand(batch, 1) * LONGEST_SPAN).long()
-        hidden = (at >= start) & (at < start + width)
-        values = values * (~hidden)[:, :, None].to(values.device)
-    return values
+    shown = (at < start) | (at >= start + width)
+    return encoder.project(frames * shown[:, :, None].to(frames.device), mask)

@@ -134,7 +134,7 @@ def hidden_spans(counts: Tensor, size: int, share: float, length: int) -> Tensor
     return (inside & drawn[..., None]).any(1) & length_mask(counts, size)
 
 
-def keep(path: Path, units: Units) -> Units:
+def keep(path: Path, units: Units) -> None:
     """Writes the units, whole or not at all."""
     file = io.BytesIO()
     np.savez(file, values=units.values, starts=units.starts, counts=units.counts)
@@ -142,7 +142,6 @@ def keep(path: Path, units: Units) -> Units:
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(file.getvalue())
     temporary.replace(path)
-    return units
 
 
 def kept(path: Path) -> Units | None:
