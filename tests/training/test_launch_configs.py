@@ -11,7 +11,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-LAUNCH = Path(__file__).resolve().parents[2] / "training" / "accelerate"
+LAUNCH = Path(__file__).resolve().parents[2] / "training" / "launch"
 KINDS = {
     "ddp": DistributedType.MULTI_GPU,
     "fsdp": DistributedType.FSDP,
