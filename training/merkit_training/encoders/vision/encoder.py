@@ -54,7 +54,7 @@ class FaceEncoder(nn.Module):
             )
         self.backbone = (_vit if config.architecture == "vit" else _internvit)(config, self.tile)
         if config.recompute:
-            self.backbone.gradient_checkpointing_enable()  # type: ignore[operator]
+            self.backbone.activation_checkpointing_enable()  # type: ignore[operator]
         self.projector = _projector(config.hidden) if config.projector else None
 
     def forward(self, face_grid: Tensor) -> Tensor:

@@ -192,6 +192,7 @@ def _train(step: str, recipe: Recipe, corpus: Path, run: Path) -> dict[str, floa
     model = FaceClassifier(encoder, len(faces.face_classes), faces.units)
     singles = faces.singles["train"].images[:WHITENING_FACES]
     origin = begin(encoder, recipe, step, run, lambda: normalised(singles, p))
+    release(encoder)
     if origin == WHITENED and not config.single_epochs and not config.grid_epochs:
         raise InvalidInputError(
             f"[{step}] trains for no epoch and starts from random weights",
@@ -250,6 +251,7 @@ def _grown(
         tiles = tile_positions(single.encoder.state_dict(), saved.side // single.encoder.side)
         state |= {f"encoder.{name}": value for name, value in tiles.items()}
     grown.load_state_dict(state)
+    release(grown.encoder)
     return grown
 
 
@@ -258,7 +260,6 @@ def _teach_singles(
 ) -> dict[str, float]:
     """Classes of single faces; returns WAF and accuracy on `val`."""
     config = model.encoder.config
-    release(model.encoder)
     train, val = faces.singles["train"], faces.singles["val"]
     schedule = _schedule(config, config.single_epochs, config.lr, seed)
 
@@ -279,7 +280,6 @@ def _teach_clips(
 ) -> dict[str, float]:
     """Classes of clips on sequences and some repeated single faces; WAF and accuracy on `val`."""
     config = model.encoder.config
-    release(model.encoder)
     train, val = _clips(faces, config, seed), faces.sequences["val"]
     schedule = _schedule(config, config.grid_epochs, config.grid_lr, seed)
 
