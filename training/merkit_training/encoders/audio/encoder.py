@@ -176,9 +176,10 @@ def _group_normed(layer: Any, audio: Tensor, samples: Tensor) -> Tensor:
     size, step = convolution.kernel_size[0], convolution.stride[0]
     count = (torch.div(samples - size, step, rounding_mode="floor") + 1).clamp(min=0)
     mask = length_mask(count, hidden.shape[2]).unsqueeze(1)
-    number = count.clamp(min=1).unsqueeze(1).to(hidden.dtype)
+    # Means over all frames, then set right: a sum over a minute's frames is too large for float16.
+    share = mask.to(hidden.dtype).mean(2, keepdim=True).clamp(min=1e-6)
     zeros = torch.zeros_like(hidden)
-    centred = hidden - torch.where(mask, hidden, zeros).sum(2, keepdim=True) / number
-    variance = torch.where(mask, centred, zeros).square().sum(2, keepdim=True) / number
+    centred = hidden - torch.where(mask, hidden, zeros).mean(2, keepdim=True) / share
+    variance = torch.where(mask, centred, zeros).square().mean(2, keepdim=True) / share
     normal = centred * torch.rsqrt(variance + norm.eps)
     return F.gelu(normal * norm.weight[:, None] + norm.bias[:, None])
