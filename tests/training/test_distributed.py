@@ -19,8 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from merkit.errors import InvalidInputError
+from merkit_training import cli
 from merkit_training.distributed import PlainModule
-from merkit_training.fit import FitConfig, fit
+from merkit_training.fit import FitConfig, clear_checkpoints, fit
 
 X = torch.randn(301, 8, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] + X[:, 1] > 0).long()
@@ -136,8 +137,52 @@ def test_a_step_too_small_to_share_is_refused(tmp_path: Path) -> None:
         _train(tmp_path, config=config)
 
 
+def test_shards_follow_the_curve_of_one_process_killed_or_not(
+    tmp_path: Path, together: Path
+) -> None:
+    folder = tmp_path / "stage"
+    assert _launch(folder, "17", "fsdp").returncode != 0
+    assert list(folder.glob("a.checkpoint-*/*")) and not (folder / "scores.json").exists()
+    ended = _launch(folder, "-1", "fsdp")
+    assert ended.returncode == 0, ended.stderr
+    one, two = _curve(together), _curve(folder)
+    assert [step for step, _ in one] == [step for step, _ in two]
+    assert np.allclose([v for _, v in one], [v for _, v in two], rtol=0, atol=TOLERANCE)
+    for rank in (0, 1):
+        for name, value in _weights(together).items():
+            assert torch.allclose(value, _weights(folder, rank)[name], rtol=0, atol=TOLERANCE), name
+    assert len(list(folder.glob("a.checkpoint-*"))) == 1  # those of earlier steps are gone
+    clear_checkpoints(folder)
+    assert not list(folder.glob("*checkpoint*"))
+
+
+def test_the_command_starts_its_processes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        "[face_encoder]\nhidden = 16\nlayers = 1\nheads = 2\nsingle_epochs = 1\n"
+        "grid_epochs = 1\ngrid_singles = 8\nbatch_size = 16\nthreads = 1\n"
+    )
+    from tiny_corpus import write_tiny_corpus
+
+    corpus = write_tiny_corpus(tmp_path / "corpus", train=32, val=8)
+    command = ["run", str(recipe), "--stage", "face_encoder", "--processes", "2", "--out"]
+    assert cli.main([*command, str(tmp_path / "run"), "--corpus", str(corpus)]) == 0
+    stage = json.loads((tmp_path / "run" / "run.json").read_text())["stages"]["face_encoder"]
+    assert stage["fits"]["single"]["processes"] == 2
+    assert not list((tmp_path / "run").rglob("*checkpoint*"))
+    capfd.readouterr()
+    (corpus / "faces" / "split.npy").unlink()
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, str(tmp_path / "other"), "--corpus", str(corpus)])
+    assert ended.value.code == 2
+    error = capfd.readouterr().err
+    assert "split.npy" in error and error.count("merkit-train:") == 1
+
+
 def test_a_sharded_module_becomes_plain_again(tmp_path: Path) -> None:
-    ended = _launch(tmp_path, "shard")
+    ended = _launch(tmp_path, "-1", "shard")
     assert ended.returncode == 0, ended.stderr
 
 
@@ -171,10 +216,31 @@ def _shard_and_restore() -> None:
             assert torch.equal(value, before[name]) and not isinstance(value, DTensor)
 
 
-def _main(folder: str, mode: str = "-1") -> None:
+def _pretend_fsdp() -> None:
+    """Makes Accelerate shard on processors, which its launcher keeps for GPUs."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    from merkit_training import processes
+
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    }
+    processes.join()
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def _main(folder: str, kill_at: str = "-1", mode: str = "ddp") -> None:
     if mode == "shard":
         return _shard_and_restore()
-    scores = _train(Path(folder), int(mode))
+    if mode == "fsdp":
+        _pretend_fsdp()
+    scores = _train(Path(folder), int(kill_at))
     if os.environ["RANK"] == "0":
         (Path(folder) / "scores.json").write_text(json.dumps(scores))
     return None

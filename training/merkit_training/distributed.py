@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,9 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 from torch import Tensor, nn
 from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
+from merkit.errors import BundleCorruptError
 from merkit_training import processes
 from merkit_training.devices import following
 
@@ -70,7 +72,8 @@ class Trainer:
         )
         kind = self.accelerator.distributed_type
         self.sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if kind == DistributedType.DEEPSPEED:
+        self._deepspeed = kind == DistributedType.DEEPSPEED
+        if self._deepspeed:
             settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
             settings["train_micro_batch_size_per_gpu"] = max(1, samples // processes.count())
             settings["gradient_accumulation_steps"] = accumulate
@@ -130,12 +133,47 @@ class Trainer:
         return {name: _whole(value) for name, value in state.items()} if self.sharded else state
 
     def save(self, folder: Path) -> None:
-        """Writes the shards of model, optimizer and random numbers; every process takes part."""
-        self.accelerator.save_state(str(folder), safe_serialization=False)
+        """Writes this process's shards of the model and the optimizer; all must take part.
+
+        Accelerate's own checkpoint of FSDP cannot be read again once a parameter has never had a
+        gradient, as a head that a loss leaves out. And this one holds tensors, nothing pickled.
+        """
+        if self._deepspeed:
+            self.accelerator.save_state(str(folder))
+            return
+        folder.mkdir(exist_ok=True)
+        content = (self.model.state_dict(), self.optimizer.state_dict())
+        torch.save(tree_map(_shard, content), folder / f"{processes.rank()}.pt")
 
     def load(self, folder: Path) -> None:
-        """Reads what `save` wrote, with as many processes."""
-        self.accelerator.load_state(str(folder))
+        """Reads what `save` wrote, with as many processes as then.
+
+        Raises:
+            BundleCorruptError: a file is damaged, or there are those of another number.
+        """
+        if self._deepspeed:
+            self.accelerator.load_state(str(folder))
+            return
+        try:
+            if len(list(folder.glob("*.pt"))) != processes.count():
+                raise ValueError("another number of processes wrote it")
+            path = folder / f"{processes.rank()}.pt"
+            weights, optimizer = torch.load(path, "cpu", weights_only=True)
+        except Exception as error:  # torch raises many types for a damaged file
+            raise BundleCorruptError(
+                f"the shards in {folder} cannot be read ({error})",
+                f"those of {processes.count()} processes",
+                "launch as many as before, or remove the checkpoint to start the stage afresh",
+            ) from None
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                _shard(value).copy_(weights[name])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        optimizer["state"] = {
+            number: {key: _like(value, parameters[number]) for key, value in state.items()}
+            for number, state in optimizer["state"].items()
+        }
+        self.optimizer.load_state_dict(optimizer)
 
     def release(self, weights: dict[str, Tensor] | None) -> None:
         """Makes the model a plain one again, where it was before, with these weights if given."""
@@ -199,6 +237,22 @@ def _whole(value: Tensor) -> Tensor:
     if isinstance(value, DTensor):
         value = value.full_tensor()
     return (value.float() if value.is_floating_point() else value).detach().cpu()
+
+
+def _shard(value: Any) -> Any:
+    """This process's part of a tensor; anything else as it is."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A shard of the optimizer's as part of a tensor that lies as the parameter does."""
+    if not isinstance(parameter, DTensor) or not value.ndim:
+        return value
+    mesh, at = parameter.device_mesh, parameter.placements
+    value = value.to(parameter.device)
+    return DTensor.from_local(
+        value, mesh, at, shape=parameter.shape, stride=parameter.stride(), run_check=False
+    )
 
 
 def _blocks(model: nn.Module) -> list[str]:
