@@ -96,6 +96,14 @@ def test_other_sizes_and_no_pretraining_are_told_apart(run: Path, tmp_path: Path
         load_pretrained(FaceEncoder(FaceEncoderConfig(**LARGE | {"layers": 1}), 64), run)
 
 
+def test_processes_must_share_a_batch_equally(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InvalidInputError, match="32 faces is to be shared by 3 processes"):
+        contrastive.train(_recipe(), corpus, tmp_path)
+
+
 def test_the_same_seed_gives_the_same_weights(corpus: Path, tmp_path: Path) -> None:
     found = []
     for name in "ab":

@@ -37,6 +37,7 @@ class FaceEncoderConfig:
     grid_epochs: Natural = 3  # over clips, with the classes of clips
     grid_singles: Natural = 2_000  # single faces, repeated in all tiles, beside the clips
     batch_size: Count = 32
+    accumulate: Count = 1  # batches summed up to one step of the optimizer
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: Share = 0.9  # of sgd; the seed's "attenuation parameter" is read as this
     lr: Amount = 1e-3  # peak rate on single faces

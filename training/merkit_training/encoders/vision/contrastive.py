@@ -7,7 +7,7 @@ nothing. So the large encoder can first be pre-trained as InternViT was, on imag
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError
+from merkit_training import processes
 from merkit_training.corpus import open_set
-from merkit_training.encoders.store import load_module
+from merkit_training.encoders.store import load_module, save_module
 from merkit_training.encoders.vision.augment import augment
 from merkit_training.encoders.vision.captions import PAD, Captions, read_captions
 from merkit_training.encoders.vision.config import ContrastiveConfig, FaceEncoderConfig
@@ -37,7 +37,7 @@ from merkit_training.encoders.vision.layouts import load_checkpoint, resolved
 from merkit_training.encoders.vision.mae import resized_positions
 from merkit_training.fit import FitConfig, clear_checkpoints, fit
 from merkit_training.recipe import Recipe
-from merkit_training.runs import CARD, CONFIG, MODEL, stage_seed, write_json
+from merkit_training.runs import CARD, stage_seed
 
 STAGE = "face_large_pretraining"
 WHITENING_FACES = 3_000
@@ -138,6 +138,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     images = open_set(corpus, "faces")["images"]
     told, judged = (read_captions(corpus, s, config.captions) for s in ("train", "val"))
     vocabulary = told.vocabulary()
+    _check_shares(min(config.batch_size, len(told)))
     sizes = resolved(recipe.face_encoder_large, hub=recipe.run.hub)
     sizes = replace(sizes, recompute=config.recompute)
     encoder = FaceEncoder(sizes, p.face_size)
@@ -165,7 +166,8 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     )  # fmt: skip
     scores = fit(model, loss, len(told), schedule, folder, name="contrastive", evaluate=evaluate)
     scores["temperature"] = float(1 / model.inverse_temperature().detach())
-    _save(folder, encoder, {"step": STAGE, "scores": scores, "seed": seed, "words": vocabulary})
+    card = {"step": STAGE, "scores": scores, "seed": seed, "words": vocabulary}
+    save_module(run, STAGE, SavedFaceEncoder(sizes, p.face_size), encoder, card)
     clear_checkpoints(folder)
     return scores
 
@@ -205,14 +207,14 @@ def _check_sizes(found: FaceEncoderConfig, asked: FaceEncoderConfig, folder: Pat
             )
 
 
-def _save(folder: Path, encoder: FaceEncoder, card: dict[str, object]) -> None:
-    """As `save_step`, but in float32, since training goes on from here."""
-    write_json(folder / CONFIG, asdict(SavedFaceEncoder(encoder.config, encoder.side)))
-    state = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    temporary = folder / f"{MODEL}.tmp"
-    temporary.write_bytes(save(state))
-    temporary.replace(folder / MODEL)
-    write_json(folder / CARD, card)
+def _check_shares(batch: int) -> None:
+    """Refuses a batch that processes cannot share equally: each gathers the others' part."""
+    if batch % processes.count():
+        raise InvalidInputError(
+            f"a batch of {batch} faces is to be shared by {processes.count()} processes",
+            "a multiple of the number of processes",
+            "correct batch_size in [face_large_pretraining]",
+        )
 
 
 def _recall(

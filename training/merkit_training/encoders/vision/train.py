@@ -310,6 +310,7 @@ def _schedule(config: FaceEncoderConfig, epochs: int, lr: float, seed: int) -> F
     return FitConfig(
         epochs=epochs,
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         lr=lr,
         weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing,
