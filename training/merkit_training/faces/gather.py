@@ -11,8 +11,8 @@ memory but one batch, and nothing is copied at the end.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -210,7 +210,8 @@ def _split(item: Item, source: str, settings: GatherSettings) -> int:
     if item.split:
         return SET_SPLITS.index(item.split)
     group = item.key if settings.group == "file" else item.key.rpartition("/")[0]
-    drawn = zlib.crc32(f"{settings.seed}/{Path(source).name}/{group}".encode()) / 2**32
+    name = f"{settings.seed}/{Path(source).name}/{group}"  # a checksum of like names is alike
+    drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
     return SET_SPLITS.index("val" if drawn < settings.val_share else "train")
 
 

@@ -19,7 +19,7 @@ from merkit_training.corpus import SET_SPLITS
 from merkit_training.faces.filters import AT_MOST, EDGES, MEASURES, REASONS
 from merkit_training.faces.index import ROWS_AT_ONCE, GatherIndex
 from merkit_training.faces.look import GatherSettings
-from merkit_training.runs import write_json
+from merkit_training.runs import read_json, write_json
 
 NAMED = 1_000  # files that report.json names of a kind; the index names all
 SHOWN = 20  # of them in report.md
@@ -45,7 +45,7 @@ def write_reports(index: GatherIndex, out: Path, settings: GatherSettings) -> di
     temporary = out / "report.md.tmp"
     temporary.write_text("\n".join(_page(report)) + "\n", "utf-8")
     temporary.replace(out / "report.md")
-    return report
+    return read_json(out / "report.json")
 
 
 def _sources(index: GatherIndex, settings: GatherSettings) -> dict[str, Any]:
