@@ -52,7 +52,7 @@ def test_the_command_marks_defaults_and_lists_what_is_open(
     assert 'name = "a # b"  # a name\n' in printed
     assert "face_size = 32\n" in printed and "grid = 2  # default\n" in printed
     said = printed.splitlines()[-2]
-    assert said.endswith("run.weights, preprocessing.prompt, fusion.branch.hidden;")
+    assert said.endswith(": run.weights, preprocessing.prompt, fusion.branch.hidden.")
 
 
 def test_a_wrong_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 NOT_STATED = "not stated"
 """In a remark: the seed gives no value for this key."""
+READ_AS = "read as"
+"""In a remark: the seed's word is open, and the remark says how it is read."""
 DEFAULT = "default"
 
 Remarks = dict[tuple[str, str], str]
@@ -54,7 +56,9 @@ def _write(name: str, table: Mapping[str, Any], notes: Remarks, lines: list[str]
         if value is None:  # which TOML cannot say
             lines.append(f"# {key} is none")
         else:
-            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}" + (f"  # {note}" if note else ""))
+            lines.append(
+                f"{key} = {json.dumps(value, ensure_ascii=False)}" + (f"  # {note}" if note else "")
+            )
     for key, value in table.items():
         if isinstance(value, Mapping):
             _write(f"{name}.{key}", value, notes, lines)

@@ -16,10 +16,11 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from merkit.pipeline import SEED_VOTERS
-from merkit_training.encoders.audio.encoder import AudioEncoder
-from merkit_training.encoders.joint.encoder import JointEncoder, JointSizes
-from merkit_training.encoders.text.encoder import TextEncoder
-from merkit_training.encoders.vision.encoder import FaceEncoder, SavedFaceEncoder
+from merkit_training.encoders.audio import encoder as audio_encoder
+from merkit_training.encoders.joint import start as joint_encoder
+from merkit_training.encoders.text import encoder as text_encoder
+from merkit_training.encoders.vision import train as vision
+from merkit_training.fusion.config import BranchConfig
 from merkit_training.fusion.model import Fusion
 from merkit_training.labels import MER6
 from merkit_training.recipe import Recipe
@@ -30,33 +31,30 @@ M = TypeVar("M", bound=nn.Module)
 
 def write_untrained_run(recipe: Recipe, run: Path, labels: Sequence[str] = MER6) -> Path:
     """Writes a run below `run`; the same weights each time, whatever the labels are called."""
-    p = recipe.preprocessing
     write_json(run / "recipe.json", recipe.to_json())
     facts = {"name": recipe.run.name, "seed": recipe.run.seed, "data": None, "stages": {}}
     write_json(run / "run.json", facts)
-    side = p.face_size * p.grid
     torch.manual_seed(recipe.run.seed)
-    faces = {"face_encoder": recipe.face_encoder, "face_encoder_large": recipe.face_encoder_large}
-    for step, face in faces.items():
-        _save(run, step, SavedFaceEncoder(face, side), FaceEncoder(face, side))
-    sizes = JointSizes.of(recipe.joint_encoder, recipe.text_encoder, p)
-    _save(run, "audio_encoder", recipe.audio_encoder, AudioEncoder(recipe.audio_encoder))
-    _save(run, "text_encoder", recipe.text_encoder, TextEncoder(recipe.text_encoder))
-    _save(run, "joint_encoder", sizes, JointEncoder(sizes))
-    _save_fusion(recipe, run, labels)
+    widths: dict[str, int] = {}
+    for step, group in (("face_encoder", "v"), ("face_encoder_large", "V")):
+        face, faces = vision.from_recipe(recipe, step)
+        _save(run, step, face, faces)
+        widths[group] = face.encoder.hidden
+    audio, hearing = audio_encoder.from_recipe(recipe)
+    _save(run, "audio_encoder", audio, hearing)
+    text, reading = text_encoder.from_recipe(recipe)
+    _save(run, "text_encoder", text, reading)
+    joint, both = joint_encoder.from_recipe(recipe)
+    _save(run, "joint_encoder", joint, both)
+    widths |= {"a": audio.hidden, "t": text.hidden, "j": joint.llm.hidden}
+    _save_fusion(recipe.fusion.branch, widths, run, labels)
     _write_byte_tokenizer(run / "tokenizer" / "tokenizer.json")
     return run
 
 
-def _save_fusion(recipe: Recipe, run: Path, labels: Sequence[str]) -> None:
-    branch = recipe.fusion.branch
-    widths = {
-        "a": recipe.audio_encoder.hidden,
-        "t": recipe.text_encoder.hidden,
-        "v": recipe.face_encoder.hidden,
-        "j": recipe.text_encoder.hidden,
-        "V": recipe.face_encoder_large.hidden,
-    }
+def _save_fusion(
+    branch: BranchConfig, widths: dict[str, int], run: Path, labels: Sequence[str]
+) -> None:
     fusion = _shaken(Fusion(SEED_VOTERS, widths, len(labels), branch))
     fusion.temperatures.fill_(1.3)
     voters = [

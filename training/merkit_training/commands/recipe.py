@@ -24,12 +24,14 @@ def add(commands: Commands) -> None:
 
 def _recipe(arguments: argparse.Namespace) -> None:
     from merkit_training.recipe import load_recipe
-    from merkit_training.recipe_text import NOT_STATED, full_text, remarks
+    from merkit_training.recipe_text import NOT_STATED, READ_AS, full_text, remarks
 
     recipe = load_recipe(arguments.recipe)
     notes = remarks(arguments.recipe.read_text("utf-8"))
     print(full_text(recipe.to_json(), notes), end="")
-    open_ones = [f"{table}.{key}" for (table, key), note in notes.items() if NOT_STATED in note]
-    if open_ones:
-        print(f"\n# The seed does not state: {', '.join(open_ones)};")
-        print("# nor what is marked as a default above.")
+    for mark, said in ((NOT_STATED, "Not stated by the seed"), (READ_AS, "Read so, by us")):
+        keys = [f"{table}.{key}" for (table, key), note in notes.items() if mark in note]
+        if keys:
+            print(f"\n# {said}: {', '.join(keys)}.")
+    if any(NOT_STATED in note for note in notes.values()):
+        print("# Nor does it state what is marked as a default.")
