@@ -72,11 +72,14 @@ def test_labels_alone_teach_and_only_what_is_tuned_moves(tune: str, tmp_path: Pa
              "num_attention_heads": 2, "intermediate_size": 48, "num_conv_pos_embeddings": 8,
              "num_conv_pos_embedding_groups": 4}  # fmt: skip
     torch.manual_seed(0)
-    start = HubertModel(
-        HubertConfig(**sizes, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
-    ).eval()
+    large = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+    style = {} if tune == "lora" else large  # transformers' defaults are the base style
+    start = HubertModel(HubertConfig(**sizes, **style)).eval()
     start.save_pretrained(checkpoint)
-    scores = train.train(recipe(checkpoint=str(checkpoint), tune=tune), data, run)
+    kept = tune != "head"  # both ways of making frames
+    scores = train.train(
+        recipe(checkpoint=str(checkpoint), tune=tune, cache_frames=kept), data, run
+    )
     assert all(np.isfinite(value) for value in scores.values())
     before = {f"model.{k}": v for k, v in start.state_dict().items()}
     after = load(run).state_dict()

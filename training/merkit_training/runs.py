@@ -157,7 +157,8 @@ def rounded(tensor: Tensor, weights: str) -> Tensor:
 
 def _weights(run: Path, step: str) -> str:
     """What the run's recipe rounds this step's weights to."""
-    if step == "fusion":  # small, and its figures are measured before it is saved
+    # fusion is small, and measured before it is saved; pre-training is to be trained further
+    if step == "fusion" or step.endswith("_pretraining"):
         return "float16"
     path = run / "recipe.json"
     table = read_json(path).get("run", {}) if path.exists() else {}
