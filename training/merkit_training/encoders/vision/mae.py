@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from merkit.errors import InvalidInputError
@@ -84,7 +84,32 @@ def from_recipe(recipe: Recipe) -> tuple[ViTMAEConfig, ViTMAEForPreTraining]:
         mask_ratio=config.mask,
         norm_pix_loss=config.norm_pixels,
     )
-    return shape, ViTMAEForPreTraining(shape)
+    model = ViTMAEForPreTraining(shape)
+    _initialise(model)
+    return shape, model
+
+
+@torch.no_grad()
+def _initialise(model: ViTMAEForPreTraining) -> None:
+    """MAE's start of positions, tokens and patches. transformers (5.23) means to give it and
+    leaves zeros in the end: a decoder that knows no positions cannot tell what is hidden where."""
+    embeddings, decoder = model.vit.embeddings, model.decoder
+    for table in (embeddings.position_embeddings, decoder.decoder_pos_embed):
+        n = math.isqrt(table.shape[1] - 1)
+        table[0, 0], table[0, 1:] = 0, sine_positions(n, table.shape[2]).to(table.device)
+    for token in (embeddings.cls_token, decoder.mask_token):
+        nn.init.normal_(token, std=model.config.initializer_range)
+    nn.init.xavier_uniform_(embeddings.patch_embeddings.projection.weight.flatten(1))
+
+
+def sine_positions(n: int, width: int) -> Tensor:
+    """MAE's fixed table for n x n patches, row by row: [n * n, width], a multiple of 4; a half
+    for the column, then one for the row."""
+    rates = 1 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    at = torch.arange(n, dtype=torch.float64)
+    row, column = torch.meshgrid(at, at, indexing="ij")
+    angles = [place.reshape(-1, 1) * rates for place in (column, row)]
+    return torch.cat([wave for a in angles for wave in (a.sin(), a.cos())], dim=1).float()
 
 
 def _of_checkpoint(sizes: dict[str, int], checkpoint: Checkpoint) -> dict[str, int]:

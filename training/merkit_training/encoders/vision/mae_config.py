@@ -38,6 +38,8 @@ class MaeConfig:
 
     def __post_init__(self) -> None:
         divides(self.decoder_hidden, self.decoder_heads)
+        if self.decoder_hidden % 4:
+            raise ValueError("decoder_hidden must be a multiple of 4, as sine positions are")
         if self.mask in (0, 1):
             raise ValueError("mask must lie between 0 and 1: something is hidden, something seen")
         if not self.least_area:
