@@ -26,6 +26,7 @@ from merkit_training.encoders.audio.encoder import AudioEncoder
 from merkit_training.encoders.audio.frames import Frames, by_length
 from merkit_training.encoders.pooling import length_mask
 from merkit_training.encoders.utterances import Utterances
+from merkit_training.runs import write_bytes
 
 MELS = 40  # bands from which cepstra are made
 MEL_FLOOR = 1e-6
@@ -138,10 +139,7 @@ def keep(path: Path, units: Units) -> None:
     """Writes the units, whole or not at all."""
     file = io.BytesIO()
     np.savez(file, values=units.values, starts=units.starts, counts=units.counts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(file.getvalue())
-    temporary.replace(path)
+    write_bytes(path, file.getvalue())
 
 
 def kept(path: Path) -> Units | None:
