@@ -27,7 +27,7 @@ from merkit_training.checkpoints import (
 )
 from merkit_training.encoders.vision.encoder import MLP_RATIO, NORM_EPS
 from merkit_training.recipe import Recipe
-from merkit_training.runs import CONFIG, MODEL, write_json
+from merkit_training.runs import CONFIG, MODEL, write_bytes, write_json
 
 PUBLISHED = {
     "attention.q_proj": "attention.attention.query",
@@ -150,11 +150,8 @@ def save_published(model: ViTMAEForPreTraining, folder: Path) -> None:
     facts = model.config.to_diff_dict() | {"architectures": ["ViTMAEForPreTraining"]}
     write_json(folder / CONFIG, facts | {"model_type": "vit_mae"})
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    temporary = folder / f"{MODEL}.tmp"
-    temporary.write_bytes(
-        save({published_key(k): v for k, v in state.items()}, metadata={"format": "pt"})
-    )
-    temporary.replace(folder / MODEL)
+    named = {published_key(k): v for k, v in state.items()}
+    write_bytes(folder / MODEL, save(named, metadata={"format": "pt"}))
 
 
 def our_key(name: str) -> str:
