@@ -76,11 +76,14 @@ def test_labels_alone_teach_and_only_what_is_tuned_moves(tune: str, tmp_path: Pa
     style = {} if tune == "lora" else large  # transformers' defaults are the base style
     start = HubertModel(HubertConfig(**sizes, **style)).eval()
     start.save_pretrained(checkpoint)
+    (checkpoint / "preprocessor_config.json").write_text('{"do_normalize": false}')
     kept = tune != "head"  # both ways of making frames
     scores = train.train(
         recipe(checkpoint=str(checkpoint), tune=tune, cache_frames=kept), data, run
     )
     assert all(np.isfinite(value) for value in scores.values())
+    card = json.loads((run / "audio_encoder" / "card.json").read_text())
+    assert "not z-normed" in card["note"] and card["checkpoint"] == str(checkpoint)
     before = {f"model.{k}": v for k, v in start.state_dict().items()}
     after = load(run).state_dict()
     assert after.keys() == before.keys()  # LoRA's factors are merged
