@@ -19,7 +19,7 @@ from merkit_training.encoders.joint.tower import (
     STRIDE,
     AudioTower,
     averaged,
-    moved_right,
+    compacted,
     sounding,
 )
 from merkit_training.encoders.pooling import Layers, combined, length_mask, masked_mean
@@ -51,8 +51,8 @@ class JointEncoder(nn.Module):
         self.audio_positions = embeddings + (2 if joint.markers else 0)
 
     def sound(self, log_mel: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
-        """Audio embeddings [batch, positions, hidden], their end beside what follows, and the
-        mask of those that count; `heard` (bool [batch, 1]) says which clips have sound."""
+        """Audio embeddings [batch, positions, hidden] and the mask of those that count; `heard`
+        (bool [batch, 1]) says which clips have sound."""
         lengths = sounding(log_mel) if self.mask_padding else None
         frames = self.tower.raw(log_mel, lengths)
         if self.adapter == "linear":
@@ -61,16 +61,13 @@ class JointEncoder(nn.Module):
             frames = averaged(self.tower.norm(frames), self.by)
         made = self.projector(frames)
         made = torch.where(heard[:, :, None], made, torch.zeros_like(made))
-        if self.markers is not None:
-            made = torch.cat((self._marker(0, made.shape[0]), made), dim=1)
         visible = heard.expand(-1, made.shape[1])
         if lengths is not None:
-            begun = 0 if self.markers is None else 1
-            made, placed = moved_right(made, lengths // self.by + begun)
-            visible = visible & placed
+            visible = visible & length_mask(lengths // self.by, made.shape[1])
         if self.markers is not None:
-            made = torch.cat((made, self._marker(1, made.shape[0])), dim=1)
-            visible = torch.cat((visible, heard), dim=1)
+            begin, end = (self._marker(which, made.shape[0]) for which in (0, 1))
+            made = torch.cat((begin, made, end), dim=1)
+            visible = torch.cat((heard, visible, heard), dim=1)
         return made, visible
 
     def _marker(self, which: int, batch: int) -> Tensor:
@@ -83,24 +80,23 @@ class JointEncoder(nn.Module):
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Each layer's output over [audio][prompt and transcript], the mask of the positions
         that count, and the mask of the last of them (which predicts the emotion)."""
-        sound, audible = self.sound(log_mel, presence[:, AUDIO, None])
         words = length_mask(joint_length, joint_ids.shape[1])
         last = words & ~length_mask(joint_length - 1, joint_ids.shape[1])
-        embeddings = self._joined(self.decoder.embed(joint_ids), sound)
-        mask = self._joined(words, audible)
-        at_end = self._joined(last, torch.zeros_like(audible))
+        embedded, at = self.decoder.embed(joint_ids), self.audio_at
+        front, audible = self.sound(log_mel, presence[:, AUDIO, None])
+        if at:
+            front = torch.cat((embedded[:, :at], front), dim=1)
+            audible = torch.cat((words[:, :at], audible), dim=1)
+        if at or self.mask_padding:  # else nothing hidden stands between two that are seen
+            front, audible = compacted(front, audible)
+        embeddings = torch.cat((front, embedded[:, at:]), dim=1)
+        mask = torch.cat((audible, words[:, at:]), dim=1)
+        at_end = torch.cat((torch.zeros_like(audible), last[:, at:]), dim=1)
         return self.decoder.states(embeddings, mask), mask, at_end
 
-    def _joined(self, words: Tensor, sound: Tensor) -> Tensor:
-        """Words and sound in one sequence, along the second axis."""
-        if not self.audio_at:
-            return torch.cat((sound, words), dim=1)
-        return torch.cat((words[:, : self.audio_at], sound, words[:, self.audio_at :]), dim=1)
-
-    def of_words(self, states: Tensor) -> Tensor:
-        """What `states` [batch, positions, ...] holds at the ids: [batch, tokens, ...]."""
-        after = self.audio_at + self.audio_positions
-        return torch.cat((states[:, : self.audio_at], states[:, after:]), dim=1)
+    def after_sound(self, states: Tensor) -> Tensor:
+        """Of [batch, positions, ...] what belongs to `joint_ids` from `audio_at` on."""
+        return states[:, self.audio_at + self.audio_positions :]
 
     def frames(
         self, log_mel: Tensor, joint_ids: Tensor, joint_length: Tensor, presence: Tensor

@@ -75,8 +75,10 @@ class JointLearner(nn.Module):
         ids = F.pad(ids, (0, words.shape[1])).scatter(1, lengths + steps, words.clamp(min=0))
         lengths_after = lengths + (words != IGNORED).sum(1, keepdim=True)
         states, _, _ = self.encoder.states(log_mel, ids, lengths_after, presence)
-        hidden = self.encoder.of_words(states[-1])
-        places = (lengths - 1 + steps)[:, :, None].expand(-1, -1, hidden.shape[-1])
+        hidden = self.encoder.after_sound(states[-1])
+        places = (lengths - 1 - self.encoder.audio_at + steps)[:, :, None].expand(
+            -1, -1, hidden.shape[-1]
+        )
         return self.encoder.decoder.logits(hidden.gather(1, places))
 
     def _here(self, inputs: Inputs) -> Inputs:

@@ -18,6 +18,7 @@ from merkit_training.encoders.joint.config import JointConfig
 from merkit_training.encoders.joint.encoder import JointEncoder
 from merkit_training.encoders.joint.tower import STRIDE, AudioTower
 from merkit_training.encoders.text.config import DecoderSizes
+from merkit_training.settings import from_table
 
 WHISPER_BLOCK = {
     "attn.query": "self_attn.q_proj",
@@ -71,18 +72,19 @@ def qwen_sizes(found: Checkpoint) -> DecoderSizes:
     whole = published["num_attention_heads"] * published["kv_channels"] == published["hidden_size"]
     if not whole or not published["no_bias"] or published.get("rotary_pct", 1.0) != 1.0:
         raise _unlike(found, "heads as wide as the model, no biases, all dimensions rotary")
-    return DecoderSizes(
-        architecture="qwen",
-        vocabulary=published["vocab_size"],
-        hidden=published["hidden_size"],
-        layers=published["num_hidden_layers"],
-        heads=published["num_attention_heads"],
-        intermediate=published["intermediate_size"] // 2,  # the MLP has two halves
-        positions=published["seq_length"],
-        rope_theta=float(published["rotary_emb_base"]),
-        norm_eps=published["layer_norm_epsilon"],
-        tied=published["tie_word_embeddings"],
-    )
+    table = {
+        "architecture": "qwen",
+        "vocabulary": published["vocab_size"],
+        "hidden": published["hidden_size"],
+        "layers": published["num_hidden_layers"],
+        "heads": published["num_attention_heads"],
+        "intermediate": published["intermediate_size"] // 2,  # the MLP has two halves
+        "positions": published["seq_length"],
+        "rope_theta": published["rotary_emb_base"],
+        "norm_eps": published["layer_norm_epsilon"],
+        "tied": published["tie_word_embeddings"],
+    }
+    return from_table(DecoderSizes, table, str(found.folder / "config.json"))
 
 
 def _qwen2_audio(config: JointConfig, found: Checkpoint, p: Preprocessing) -> JointConfig:

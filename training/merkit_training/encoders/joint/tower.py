@@ -83,11 +83,13 @@ def averaged(frames: Tensor, by: int) -> Tensor:
     return groups.mean(2)
 
 
-def moved_right(embeddings: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """The first `lengths` (int64 [batch, 1]) of [batch, time, width] moved to the end, so that
-    what follows stands beside them, and the mask bool [batch, time] of their new places."""
+def compacted(embeddings: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """The visible of [batch, time, width] moved to the end in their order, so that what follows
+    stands beside them, and the mask bool [batch, time] of their new places."""
     time = embeddings.shape[1]
-    places = torch.arange(time, device=embeddings.device)[None]
-    source = (places + lengths) % time
+    places = torch.arange(time, device=embeddings.device)
+    ranks = places - (time - visible.sum(1, keepdim=True))  # [batch, time]; below 0: nothing
+    passed = visible.long().cumsum(1)[:, None] <= ranks[:, :, None]
+    source = passed.sum(2).clamp(max=time - 1)
     moved = embeddings.gather(1, source[:, :, None].expand(-1, -1, embeddings.shape[2]))
-    return moved, places >= time - lengths
+    return moved, ranks >= 0
