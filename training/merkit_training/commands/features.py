@@ -11,6 +11,7 @@ from merkit.errors import InvalidInputError
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
     from merkit_training.features.extract import Extraction
+    from merkit_training.features.report import Report
 
 EPILOG = (
     "Writes OUT/<name>-UTT/<clip>.npy, OUT/<name>.json (what became of each clip) and a cache. "
@@ -80,13 +81,14 @@ def _features(arguments: argparse.Namespace) -> None:
         raise InvalidInputError(
             f"there is nothing at {arguments.clips}", "clips", "check the path of --clips"
         )
-    from merkit_training.features import spread
+    from merkit_training.features import cluster, spread
     from merkit_training.features.clips import list_clips
 
     clips = list_clips(arguments.clips, arguments.texts, arguments.faces)
     asked = _asked(arguments)
+    report: Report | None
     if arguments.ray:
-        report = spread.with_ray(clips, asked, arguments.ray)
+        report = cluster.with_ray(clips, asked, arguments.ray)
     elif arguments.processes > 1:
         report = spread.with_processes(clips, asked, arguments.processes)
     else:
