@@ -51,7 +51,7 @@ def read_evidence(record: ClipRecord, p: Preprocessing) -> Evidence:
     found = Evidence(np.zeros((0, p.face_size, p.face_size, 3), np.uint8), np.zeros(0, np.float32))
     try:
         decoded = decode_record(record, p)
-        detector = _Counting(HaarDetector())
+        detector = CountingDetector(HaarDetector())
         faces = faces_in(record, decoded, p, detector)
     except MerkitError as error:
         kind = KINDS.get(type(error).__name__, "corrupt")
@@ -106,7 +106,7 @@ def level(waveform: NDArray[np.float32]) -> float:
 
 
 def _remarks(
-    record: ClipRecord, decoded: Decoded, faces: Faces, detector: _Counting, found: Evidence
+    record: ClipRecord, decoded: Decoded, faces: Faces, detector: CountingDetector, found: Evidence
 ) -> Mapping[str, str]:
     """What does not prevent a clip's use, kind by kind."""
     told: dict[str, str] = {}
@@ -127,7 +127,7 @@ def _remarks(
     return told
 
 
-class _Counting:
+class CountingDetector:
     """A detector that counts the frames in which it saw more than one face."""
 
     def __init__(self, detector: FaceDetector) -> None:
