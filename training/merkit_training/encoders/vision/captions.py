@@ -1,7 +1,7 @@
 """Captions of faces: what an image-text pre-training reads beside the images.
 
 A set of faces may bring its own (`faces/captions.csv`). Where it does not, its labels and action
-units are told in words, a few of them and in several wordings, as people caption pictures. Two
+units are told in words, the clear ones and in several wordings, as people caption pictures. Two
 faces of which the same is told are no rivals: each would count the other's caption as wrong.
 """
 
@@ -22,8 +22,7 @@ from merkit_training.runs import read_json
 
 PAD, UNKNOWN = 0, 1
 CLEAR = 0.8  # standard deviations from the mean at which an action unit is worth a word
-MOST_UNITS = 3  # that one caption tells
-WORD = re.compile(r"\w+")
+WORD = re.compile(r"\w+(?:-\w+)*")
 LOOKS = (
     "a face that looks {label}",
     "this person seems {label}",
@@ -81,7 +80,7 @@ class Captions:
 
 
 def split(text: str) -> list[str]:
-    """Words in lower case."""
+    """Words in lower case; what hyphens join is one."""
     return WORD.findall(text.lower())
 
 
@@ -143,13 +142,13 @@ def _worded(pair: tuple[str, str], wording: int) -> str:
 
 
 def _units_told(standard: NDArray[np.floating], names: Sequence[str]) -> list[str]:
-    """The clearest units of each face in words, clearest first."""
-    clearest = np.argsort(-np.abs(standard), axis=1, kind="stable")[:, :MOST_UNITS]
+    """The clear units of each face, each as one word: which of two units is much and which
+    little, a tower of this size would be long in learning from the order of words."""
     told = []
-    for values, order in zip(standard, clearest, strict=True):
-        clear = [i for i in order if abs(values[i]) >= CLEAR]
-        parts = [f"{STRONG if values[i] > 0 else WEAK} {names[i]}" for i in sorted(clear)]
-        told.append(" and ".join(parts) or NOTHING)
+    for values in standard:
+        clear = np.flatnonzero(np.abs(values) >= CLEAR)
+        words = [f"{STRONG if values[i] > 0 else WEAK}-{names[i]}" for i in clear]
+        told.append(" and ".join(words) or NOTHING)
     return told
 
 
@@ -158,7 +157,7 @@ def _unit_names(corpus: Path, count: int) -> list[str]:
     card = read_json(corpus / "card.json") if (corpus / "card.json").is_file() else {}
     names = card.get("model", {}).get("face", {}).get("units", [])
     named = isinstance(names, list) and len(names) == count
-    return [str(n).replace("_", " ") for n in names] if named else [f"u{i}" for i in range(count)]
+    return [str(n).replace("_", "-") for n in names] if named else [f"u{i}" for i in range(count)]
 
 
 def _identities(texts: Sequence[str]) -> NDArray[np.int64]:

@@ -73,7 +73,7 @@ class ContrastiveConfig:
     text_heads: Count = 4
     max_words: Count = 32  # of a longer caption, the first
     temperature: Amount = 0.07  # to begin with; learnt
-    batch_size: Count = 128  # each image's rivals; over all processes
+    batch_size: Count = 32  # each image's rivals; over all processes
     lr: Amount = 1e-3  # peak rate
     weight_decay: Amount = 0.05
     recompute: bool = False  # activations in the backward pass: less memory, a third more time
