@@ -35,6 +35,10 @@ SYNTHETIC_NOTICE = (
     "Trained on synthetic data only. It proves that the machinery works; its answers say nothing "
     "about people."
 )
+OWN_NOTICE = (
+    "Trained on clips of the user's own. What its answers are worth, only other such clips can "
+    "tell: see the scores of the test splits."
+)
 Report = Callable[[str], None]
 
 
@@ -60,9 +64,7 @@ def build(run: Path, out: Path, *, name: str | None = None, say: Report = print)
         bundle = write_manifest(folder, origin.contract, digests, details)
         steps, outcome = prove(bundle, origin)
         say(f"parity: {describe(steps, outcome)}")
-        details["costs"] = operations(
-            origin.contract, origin.modules, bundle.resources("tokenize")
-        )
+        details["costs"] = operations(origin.contract, origin.modules, bundle.resources("tokenize"))
         details["validation"] |= {"parity": parity_summary(steps, outcome)}
         bundle = write_manifest(folder, origin.contract, digests, details)
         render(bundle, folder)
@@ -75,10 +77,12 @@ def build(run: Path, out: Path, *, name: str | None = None, say: Report = print)
 def _details(origin: Origin, name: str | None) -> dict[str, Any]:
     """What the manifest says beside contract and content."""
     facts = provenance(origin)
-    synthetic = facts["data"]["card_sha256"] is not None  # only `merkit-train synth` writes one
+    notice = None
+    if facts["data"]["card_sha256"] is not None:  # `merkit-train synth` or `prepare` wrote the data
+        notice = OWN_NOTICE if "kind" in facts["data"] else SYNTHETIC_NOTICE
     return {
         "name": name or facts["recipe"].get("run", {}).get("name", "unnamed"),
-        **({"notice": SYNTHETIC_NOTICE} if synthetic else {}),
+        **({"notice": notice} if notice else {}),
         "voters": origin.voters,
         "precision": {step.name: PRECISION for step in onnx_steps(origin.contract)},
         "provenance": facts,

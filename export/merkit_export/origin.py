@@ -82,11 +82,13 @@ def provenance(origin: Origin) -> dict[str, Any]:
     """Recipe, seeds, data, versions, checkpoint hashes and the stages' own scores."""
     run = origin.run
     record = read_json(run / "run.json")
-    cards = {path.parent.name: read_json(path) for path in sorted(run.glob("*/card.json"))}
+    paths = sorted(path for path in run.glob("*/card.json") if path.parent.name != "corpus")
+    cards = {path.parent.name: read_json(path) for path in paths}
+    kind = read_json(run / "fusion" / "config.json").get("data", "")
     return {
         "recipe": read_json(run / "recipe.json"),
         "seed": record.get("seed"),
-        "data": {"card_sha256": record.get("data")},
+        "data": {"card_sha256": record.get("data"), **({"kind": kind} if kind else {})},
         "training": {"python": record.get("python"), "packages": record.get("packages")},
         "export": {"packages": {name: _version(name) for name in PACKAGES}},
         "checkpoints": checkpoint_hashes(run),

@@ -17,6 +17,7 @@ from merkit_training.data.files import FACES, MediaIndex, faces_of, fault_of
 from merkit_training.data.manifest import GROUPS, LABELS, TEXTS, first, language_of
 from merkit_training.data.records import UNLABELLED, ClipRecord, Problem, fit_for_a_file, number
 from merkit_training.data.tables import header_of, rows_of
+from merkit_training.labels import ALIASES
 
 NO_VALENCE = -10.0
 SPLIT_MARKS = (  # the first that a file's or corpus' name contains; MER2023's tests by number
@@ -106,7 +107,7 @@ class _Reader:
             name, label=label or None, split=split, valence=None if value == NO_VALENCE else value
         )
         known = self.clips.setdefault(name, new)
-        if known.label and new.label and known.label.lower() != new.label.lower():
+        if known.label and new.label and _class(known.label) != _class(new.label):
             detail = f"{known.label!r}, and {label!r} in {path.name}; the first is used"
             return self.problems.append(Problem("two labels", name, detail, lost=False))
         self.clips[name] = replace(
@@ -146,3 +147,7 @@ class _Reader:
 
     def _tell(self, kind: str, name: str, detail: str) -> None:
         self.problems.append(Problem(kind, name, detail))
+
+
+def _class(label: str) -> str:
+    return ALIASES.get(label.lower(), label.lower())

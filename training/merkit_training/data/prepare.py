@@ -82,6 +82,12 @@ def prepare(source: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     """
     config, p = recipe.data, recipe.preprocessing
     dataset = read_dataset(source, config.classes)
+    if len(dataset.classes) < 2:
+        raise InvalidInputError(
+            f"{source} speaks of {len(dataset.classes)} classes",
+            "labels of at least two",
+            "check the column discrete (or label), or name the classes in [data]",
+        )
     splits, remarks = assign(dataset.records, config)
     learns, judges, more = halves(dataset.records, splits, config)
     _claim(out, dataset, config, p)

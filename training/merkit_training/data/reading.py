@@ -32,7 +32,7 @@ def read_dataset(path: Path, classes: Sequence[str] = ()) -> Dataset:
             MER's spellings) or a folder speaks of nothing else; otherwise the labels found.
 
     Raises:
-        InvalidInputError: nothing there, nothing that could be read, or fewer than two classes.
+        InvalidInputError: nothing there, nothing that could be read, or a class named twice.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,9 +46,9 @@ def read_dataset(path: Path, classes: Sequence[str] = ()) -> Dataset:
         )
     spelt = _spelling(records, classes)
     known = tuple(classes) or _classes(spelt, is_mer=path.is_dir())
-    if len(set(known)) < len(known) or len(known) == 1:
+    if len(set(known)) < len(known):
         raise InvalidInputError(
-            f"the classes are {', '.join(known)}", "at least two, each once", "correct the labels"
+            f"the classes are {', '.join(known)}", "each class once", "correct the recipe"
         )
     kept, lost = _known(spelt, known)
     problems = [*problems, *lost, *_wordless(kept), *_groupless(kept)]

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from merkit_training.fusion.dataset import read_features
-from merkit_training.fusion.tables import write_tables
+from merkit_training.fusion.tables import OWN, write_tables
 from merkit_training.fusion.train import fit_fusion
 from merkit_training.labels import classes_of
-from merkit_training.runs import save_step, stage_seed
+from merkit_training.runs import read_json, save_step, stage_seed
 
 if TYPE_CHECKING:
     from merkit_training.recipe import Recipe
@@ -49,6 +49,8 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         "widths": data.widths(),
         "branch": asdict(config.branch),
     }
+    if read_json(corpus / "card.json").get("kind") == OWN:
+        facts["data"] = OWN
     summary = {f"out_of_fold_{v['name']}": score for v, score in zip(voters, scores, strict=True)}
     summary |= write_tables(config, corpus, run, model, seed)
     card = {"scores": summary, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
