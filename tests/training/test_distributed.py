@@ -9,9 +9,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -237,6 +239,24 @@ def test_the_command_starts_its_processes(
     assert ended.value.code == 2
     error = capfd.readouterr().err
     assert "split.npy" in error and error.count("merkit-train:") == 1
+
+
+def test_no_process_outlives_the_one_that_was_killed(tmp_path: Path) -> None:
+    corpus = write_tiny_corpus(tmp_path / "corpus", train=32, val=8)
+    (tmp_path / "r.toml").write_text(RECIPE.replace("single_epochs = 1", "single_epochs = 100000"))
+    command = [sys.executable, "-m", "merkit_training.cli", "run", str(tmp_path / "r.toml")]
+    command += ["--corpus", str(corpus), "--out", str(tmp_path / "run"), "--stage", "face_encoder"]
+    starter = subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.DEVNULL)
+    events = tmp_path / "run" / "logs" / "face_encoder" / "single"
+    deadline = time.monotonic() + 90
+    while not events.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    children = psutil.Process(starter.pid).children()
+    starter.kill()
+    starter.wait()
+    assert events.exists() and len(children) == 2
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert all(child.status() == psutil.STATUS_ZOMBIE for child in alive), (gone, alive)
 
 
 def test_a_sharded_module_becomes_plain_again(tmp_path: Path) -> None:

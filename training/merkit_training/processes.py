@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -21,6 +22,7 @@ from merkit.errors import MerkitError
 
 PATIENCE = timedelta(days=2)  # that processes wait for each other; a stage may run for a day
 GRACE = 5.0  # seconds
+STARTER = "MERKIT_STARTER"  # in the environment: the process that `launch` runs in
 
 
 def count() -> int:
@@ -48,6 +50,20 @@ def join() -> None:
         state.wait_for_everyone()
 
 
+def end_with_starter() -> None:
+    """Ends this process when the one that launched it is gone, however that was killed: orphans
+    would go on writing while the same command, given again, begins beside them."""
+    starter = int(os.environ.get(STARTER, "0"))
+
+    def watch() -> None:
+        while os.getppid() == starter:
+            time.sleep(0.5)
+        os._exit(128 + signal.SIGKILL)
+
+    if starter:
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def launch(processes: int, arguments: Sequence[str]) -> None:
     """Runs `merkit-train ARGUMENTS` in several processes of this machine, over loopback.
 
@@ -62,7 +78,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         port = server.getsockname()[1]
     threads = max(1, (os.cpu_count() or 1) // processes)
     common = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {STARTER: str(os.getpid()), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     command = [sys.executable, "-m", "merkit_training.cli", *arguments]
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

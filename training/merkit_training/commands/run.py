@@ -44,6 +44,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise InvalidInputError(f"--processes is {arguments.processes}", "1 or more")
     if arguments.processes > 1 and processes.count() == 1:
         return processes.launch(arguments.processes, arguments.argv)
+    processes.end_with_starter()
     from merkit_training.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe)
