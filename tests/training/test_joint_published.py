@@ -226,6 +226,16 @@ def test_qwen_audios_tokens_have_its_ids() -> None:
     assert len(set(tokens)) == len(tokens)
 
 
+def test_a_sound_with_markers_of_its_own_gets_no_others(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, random_weights())
+    tables = {"joint_encoder": {"checkpoint": str(tmp_path)}}
+    sizes, _ = from_recipe(recipe_from(tables))
+    assert sizes.joint.markers and sizes.joint.llm is not None
+    doubled = {"prompt": "Audio 1: <audio>{audio}</audio> Felt?"}
+    with pytest.raises(InvalidInputError, match="markers of its own"):
+        from_recipe(recipe_from(tables | {"preprocessing": doubled}))
+
+
 @pytest.mark.parametrize(
     ("change", "p", "message"),
     [

@@ -7,6 +7,7 @@ none of these sources again.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def sizes_from(recipe: Recipe, *, text: TextConfig | None = None, audio_at: int 
 
     Args:
         recipe: checkpoints that it names are read for their sizes.
-        text: the text encoder's sizes, where they are not the recipe's own.
+        text: the run's text encoder, where one is trained already.
         audio_at: tokens of the prompt that stand before the sound.
 
     Raises:
@@ -54,6 +55,15 @@ def sizes_from(recipe: Recipe, *, text: TextConfig | None = None, audio_at: int 
         joint = published.tower_sizes(joint, open_checkpoint(joint.tower_checkpoint, hub=hub), p)
     if joint.llm_checkpoint:
         joint = replace(joint, llm=decoder_sizes(open_checkpoint(joint.llm_checkpoint, hub=hub)))
+    if joint.markers and re.search(r"<audio>\s*\{audio}|\{audio}\s*</audio>", p.prompt):
+        raise InvalidInputError(
+            f"the prompt {p.prompt!r} puts <audio> beside a sound that has markers of its own",
+            "{audio} alone: the model was published with its markers in place of these tokens",
+            "leave <audio> and </audio> out of the prompt in [preprocessing]",
+        )
+    if text is None and recipe.text_encoder.checkpoint and not joint.llm:
+        found = open_checkpoint(recipe.text_encoder.checkpoint, hub=hub)
+        text = recipe.text_encoder.sized_as(decoder_sizes(found))
     sizes = JointSizes.of(joint, text or recipe.text_encoder, p)
     if sizes.mel_frames // 2 < joint.frames_per_embedding:
         raise InvalidInputError(
