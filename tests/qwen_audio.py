@@ -28,9 +28,9 @@ CONFIG = {
 }  # fmt: skip
 
 
-def random_weights(seed: int = 0) -> dict[str, Tensor]:
+def random_weights(seed: int = 0, vocab: int = 70) -> dict[str, Tensor]:
     """Tensors under the official names, large enough that a mistake would show."""
-    make, h, a, vocab = torch.Generator().manual_seed(seed), 32, 24, 70
+    make, h, a = torch.Generator().manual_seed(seed), 32, 24
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (vocab, h)}
     for i in range(5):
         block = f"transformer.h.{i}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from qwen_audio import CONFIG, random_weights, write_checkpoint
 from tiny_corpus import write_tiny_corpus
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
 from merkit.contract import Preprocessing
 from merkit.errors import BundleCorruptError, InvalidInputError
@@ -156,6 +159,80 @@ def test_own_data_teaches_each_objective(objective: str, corpus: Path, run: Path
     assert card["left_out"]["silent"] == ["u00005"]
     assert card["classes"] == list(MER6) and card["pool"] == "last"
     assert load(out).audio_at == len(tokenizer.load(run).encode("Hear ").ids)
+
+
+def write_ranks(path: Path) -> None:
+    """Qwen's vocabulary file with the bytes alone."""
+    lines = [b64encode(bytes([i])).decode() + f" {i}\n" for i in range(256)]
+    path.write_text("".join(lines), "utf-8")
+
+
+def test_a_qwen_audio_goes_from_its_folder_to_a_step(corpus: Path, tmp_path: Path) -> None:
+    """Its own vocabulary, its markup in the prompt, its weights as they are."""
+    home = tmp_path / "home"
+    write_checkpoint(home, random_weights(vocab=300), CONFIG | {"vocab_size": 300})
+    write_ranks(home / "qwen.tiktoken")
+    made = recipe_from(
+        {
+            "preprocessing": {
+                "joint_window_seconds": 1.0,
+                "prompt": "<|im_start|>Audio 1:{audio}{text}<|im_end|>",
+            },
+            "text_encoder": SIZES["text_encoder"],
+            "joint_encoder": {
+                "checkpoint": str(home), "objective": "label_word", "tower_epochs": 0,
+                "epochs": 0, "threads": 1,
+            },
+        }
+    )  # fmt: skip
+    tokenizer.train(made, corpus, tmp_path)
+    scores = train.train(made, corpus, tmp_path)
+    assert {"waf", "words_only_waf", "sound_only_waf", "probe_waf"} <= set(scores)
+    model = load(tmp_path)
+    assert model.audio_at == 1 + len("Audio 1:") and model.width == 32
+    weight = model.state_dict()["decoder.h.2.mlp.w1.weight"]
+    assert torch.equal(weight, random_weights(vocab=300)["transformer.h.2.mlp.w1.weight"].half())
+    data = JointData.read(made, corpus, tmp_path, "val", "joint_encoder")
+    assert data.alone[[0, -1]].tolist() == [257, 258]
+
+
+def test_a_whisper_and_a_language_model_become_one(corpus: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ears = WhisperModel(
+        WhisperConfig(
+            d_model=24, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
+            decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=24, vocab_size=60,
+            pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0,
+        )
+    )  # fmt: skip
+    mouth = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2,
+        )
+    )  # fmt: skip
+    ears.save_pretrained(tmp_path / "ears")
+    mouth.save_pretrained(tmp_path / "mouth")
+    words = tokenizer.build(["any words"], 300, ("x",))
+    words.save(str(tmp_path / "mouth" / "tokenizer.json"))
+    made = recipe(
+        tower_checkpoint=str(tmp_path / "ears"), llm_checkpoint=str(tmp_path / "mouth"), llm=None,
+        tune="lora", epochs=1, heads=2,
+    )  # fmt: skip
+    tokenizer.train(made, corpus, tmp_path)
+    sizes, model = started(made, tmp_path, 0)
+    assert sizes.llm.vocabulary == 400 and sizes.joint.hidden == 24
+    with torch.no_grad():
+        mel = torch.randn(2, 80, 3000)
+        model.tower.model.embed_positions = ears.encoder.embed_positions
+        torch.testing.assert_close(model.tower(mel), ears.encoder(mel).last_hidden_state)
+        ids = torch.arange(5)[None]
+        states = model.decoder.states(model.decoder.embed(ids), torch.ones(1, 5).bool())
+        expected = mouth(ids).logits
+        torch.testing.assert_close(model.decoder.logits(states[-1]), expected, atol=1e-5, rtol=1e-4)
+    scores = train.train(made, corpus, tmp_path)
+    assert np.isfinite(scores["waf"])
+    load(tmp_path)
 
 
 def test_without_sound_or_words_the_prompt_stays(corpus: Path, run: Path) -> None:
