@@ -99,8 +99,8 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     judge = Judge(model, known, sample, config.least_area)
 
     def loss(model: nn.Module, indices: Indices) -> Tensor:
-        images = crop_at_random(faces.batch(indices, side, p), config.least_area)
-        value: Tensor = model(images).loss
+        images = faces.batch(indices, side, p).to(next(model.parameters()).device)
+        value: Tensor = model(crop_at_random(images, config.least_area)).loss
         return value
 
     schedule = _schedule(config, seed)
@@ -152,7 +152,8 @@ def crop_at_random(images: Tensor, least_area: float) -> Tensor:
     """A random part of each image at the image's own size, half of them mirrored.
 
     Args:
-        images: float32 [b, 3, s, s].
+        images: float32 [b, 3, s, s], on any device; chance is drawn on the CPU, so that each
+            device sees the same parts.
         least_area: smallest share of the image that a part has; the largest is all of it.
     """
     count = len(images)
@@ -163,7 +164,7 @@ def crop_at_random(images: Tensor, least_area: float) -> Tensor:
     width = torch.where(torch.rand(count) < 0.5, -width, width)  # mirrored
     none = torch.zeros(count)
     rows = torch.stack((width, none, x, none, height, y), dim=1).view(count, 2, 3)
-    grid = F.affine_grid(rows, list(images.shape), False)
+    grid = F.affine_grid(rows.to(images.device), list(images.shape), False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
