@@ -75,6 +75,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     if pool == "choose":
         pool, probed = _choose_pool(model, data, val)
         scores |= probed
+    model.cpu()
     card = {
         "scores": scores,
         "data": "utterances",
@@ -128,7 +129,7 @@ def _train_joint(
         )
         if config.tune == "lora":
             merge_lora(learner.encoder.decoder)
-    learner.eval()
+    learner.eval().to("cuda" if torch.cuda.is_available() else "cpu")  # fit brings it home
     if not scores and config.objective != "head":
         scores = scored(WHOLE)
     if config.epochs or config.objective != "head":
