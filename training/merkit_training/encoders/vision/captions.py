@@ -146,7 +146,7 @@ def _units_told(standard: NDArray[np.floating], names: Sequence[str]) -> list[st
     little, a tower of this size would be long in learning from the order of words."""
     told = []
     for values in standard:
-        clear = np.flatnonzero(np.abs(values) >= CLEAR)
+        clear = np.flatnonzero(np.abs(values) >= CLEAR).tolist()
         words = [f"{STRONG if values[i] > 0 else WEAK}-{names[i]}" for i in clear]
         told.append(" and ".join(words) or NOTHING)
     return told

@@ -108,15 +108,18 @@ class ImageText(nn.Module):
 
 
 def gathered(part: Tensor) -> Tensor:
-    """This process's rows and all others', with gradients to each; without others, the rows."""
+    """This process's rows and all others', in order of process; without others, the rows.
+
+    Each process computes the whole loss, and the gradient of its own rows alone reaches it; so
+    these rows' gradient counts once for each process, before DDP takes the mean over them.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return part
+    count, rank = dist.get_world_size(), dist.get_rank()
+    parts = [torch.empty_like(part) for _ in range(count)]
+    dist.all_gather(parts, part.detach())
     if part.requires_grad:
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(all_gather(part))  # type: ignore[no-untyped-call]
-    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, part)
+        parts[rank] = count * part - (count - 1) * part.detach()
     return torch.cat(parts)
 
 
