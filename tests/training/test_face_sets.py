@@ -144,5 +144,5 @@ def test_a_csv_of_one_s_own_with_any_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["rafdb", "expw", "csv"])
 def test_a_set_that_is_not_there_says_what_was_looked_for(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"list_patition|label\.lst|table of files"):
+    with pytest.raises(InvalidInputError, match=r"list_patition|label\.(lst|csv)"):
         _read(kind, tmp_path)

@@ -245,6 +245,12 @@ def test_what_would_mix_two_gatherings_is_refused(tmp_path: Path) -> None:
     with gathering.GatherIndex(tmp_path / "busy/index.sqlite", {}), \
             pytest.raises(InvalidInputError, match="another process"):  # fmt: skip
         gather([source], tmp_path / "busy", CROPS)
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInputError, match="cannot be written"):
+        gather([source], tmp_path / "file" / "out", CROPS)
+    with pytest.raises(InvalidInputError, match="none of EmoLabel"):
+        gather([source], tmp_path / "mistaken", replace(CROPS, labels="rafdb"))
+    assert gather([source], tmp_path / "mistaken", CROPS)["kept"] == 1  # nothing was mixed
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/index.sqlite").write_text("something else, and long enough to be read" * 9)
     with pytest.raises(BundleCorruptError, match="no index"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -57,21 +58,35 @@ def gather(
         The report, as in report.json.
 
     Raises:
-        InvalidInputError: a source is missing, or `out` was begun with other options.
+        InvalidInputError: a source is missing, `out` cannot be written, or was begun with other
+            options.
     """
     _check(sources, out)
+    try:
+        return _gather(sources, out, settings, workers)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise InvalidInputError(
+            f"{out} cannot be written ({error})",
+            "a folder on a disk with room",
+            "make room or choose another; what was gathered is kept",
+        ) from None
+
+
+def _gather(
+    sources: Sequence[Path], out: Path, settings: GatherSettings, workers: int
+) -> dict[str, Any]:
     options = asdict(settings) | {"sources": [str(source) for source in sources]}
     with GatherIndex(out / INDEX, options) as index:
         if (out / CARD).exists():
             return read_json(out / "report.json")
         if not (out / "faces").exists():
-            _gather(sources, out / PART, settings, workers, index)
+            _fill(sources, out / PART, settings, workers, index)
         report = write_reports(index, out, settings)
         write_json(out / CARD, _card(report, settings))
     return report
 
 
-def _gather(
+def _fill(
     sources: Sequence[Path], part: Path, settings: GatherSettings, workers: int, index: GatherIndex
 ) -> None:
     part.mkdir(parents=True, exist_ok=True)

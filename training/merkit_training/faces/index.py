@@ -47,7 +47,7 @@ class GatherIndex:
 
     Args:
         path: the SQLite file, made if there is none.
-        options: what decides the outcome; an index begun with others is refused.
+        options: what decides the outcome; an index that holds files of others is refused.
 
     Raises:
         InvalidInputError: another process has it open, or it was begun with other options.
@@ -160,8 +160,9 @@ class GatherIndex:
 
     def _compare(self, options: str) -> None:
         found = self.database.execute("SELECT value FROM meta WHERE name = 'options'").fetchone()
-        if found is None:
-            self.database.execute("INSERT INTO meta VALUES ('options', ?)", (options,))
+        if found is None or not self.query("SELECT 1 FROM files LIMIT 1"):
+            self.database.execute("INSERT OR REPLACE INTO meta VALUES ('options', ?)", (options,))
+            self.database.execute("DELETE FROM problems")
         elif found[0] != options:
             was, now = json.loads(found[0]), json.loads(options)
             other = [key for key in now if was.get(key) != now[key]]

@@ -150,8 +150,10 @@ def read_csv(table: Path, classes: Sequence[str], cropped: bool) -> Iterator[Ent
     Columns: `path` (or `name`, or `video_id` and `clip_id`, the file then being
     `Raw/VIDEO/CLIP.mp4`); the label in `label`, `discrete`, `emotion` or `annotation` (the first
     that names a class; numbers in `label` are CH-SIMS' sentiment, -1 to 1); optionally `split` or
-    `mode`. A video's label goes to each of its faces, which the seed warns of (2.2.1).
+    `mode`. Of a folder its `label.csv` is read. A video's label goes to the largest face of each
+    frame, which the seed warns of (2.2.1).
     """
+    table = _first(table, "label.csv", "labels.csv") if table.is_dir() else table
     folder = table.parent
     with _opened(table) as lines:
         rows = csv.DictReader(lines)
