@@ -137,6 +137,8 @@ def _dataset(source: Path) -> ClipList:
     clips = tuple(sorted(found.records, key=lambda record: record.name))
     problems: dict[str, tuple[str, ...]] = {}
     for problem in found.problems:
+        if not problem.name and not problem.lost:
+            continue  # advice for training, such as on speakers
         told = f"{problem.kind} ({problem.detail})" if problem.detail else problem.kind
         name = problem.name or str(source)
         problems[name] = (*problems.get(name, ()), told)

@@ -181,14 +181,15 @@ def _chunk(
     lengths = [extractor.length(material) for _, material in usable]
     for positions in batches(lengths, batch, extractor.padding):
         jobs, materials = zip(*(usable[i] for i in positions), strict=True)
-        if all(cache.has(job.key, frames) for job in jobs):
+        lacking = [not cache.has(job.key, frames) for job in jobs]
+        if not any(lacking):
             continue
-        for job, material, feature in zip(
-            jobs, materials, _encode(extractor, jobs, materials, frames), strict=True
-        ):
-            cache.write(job.key, feature, material.problems)
+        features = _encode(extractor, jobs, materials, frames)
+        for job, material, feature, lacks in zip(jobs, materials, features, lacking, strict=True):
+            if lacks:  # what was known before keeps its last bits
+                cache.write(job.key, feature, material.problems)
         own = [lengths[i] for i in positions]
-        tally.computed += len(own)
+        tally.computed += sum(lacking)
         tally.slots += len(own) * max(own)
         tally.filled += sum(own)
     return tally

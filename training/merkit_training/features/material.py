@@ -7,17 +7,26 @@ them nor quietly describe a black frame, so what is there is decided here, once 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing
+from merkit.faces import HaarDetector
 from merkit.media import Decoded, no_clip
 from merkit_training.data import ClipRecord
-from merkit_training.data.evidence import decode_record, faces_in, is_audible, level
+from merkit_training.data.evidence import (
+    CROWDED,
+    CountingDetector,
+    decode_record,
+    faces_in,
+    is_audible,
+    level,
+)
 
 NO_PICTURE, NO_FACE = "no video", "no face"
+SEVERAL = "several faces; the one seen longest is read"
 NO_SOUND, SILENT = "no sound", "silent or too short"
 NO_WORDS = "empty transcript"
 
@@ -59,7 +68,8 @@ def read_material(
     given = sees and not pictures and clip.faces is not None
     decoded = no_clip()
     if hears or (sees and not given):
-        decoded = decode_record(clip, p)
+        # who only listens is spared all pictures but one
+        decoded = decode_record(clip, p if sees else replace(p, frames_per_clip=1))
         problems += decoded.info.warnings
     if sees:
         images, missing = _seen(clip, decoded, pictures, p)
@@ -81,8 +91,11 @@ def _seen(
             return decoded.frames, [NO_PICTURE]
         if pictures:
             return decoded.frames, []
-    crops = faces_in(clip, decoded, p).crops
-    return crops, [] if len(crops) else [NO_FACE]
+    detector = CountingDetector(HaarDetector())
+    crops = faces_in(clip, decoded, p, detector).crops
+    if not len(crops):
+        return crops, [NO_FACE]
+    return crops, [SEVERAL] if detector.crowded >= CROWDED else []
 
 
 def _heard(decoded: Decoded, p: Preprocessing) -> tuple[NDArray[np.float32], list[str]]:
