@@ -35,7 +35,7 @@ class FeatureSet:
     subsets: tuple[str, ...]  # aligned, mixed or conflicting evidence; "" where unknown
     labels: Tensor  # int64 [n]
     presence: Tensor  # bool [n, 3], columns as in `contract.MODALITIES`
-    audio_features: Tensor  # float32 [n, width], like the next three
+    audio_features: Tensor  # float32 (float16 in large pools) [n, width], like the next three
     text_features: Tensor
     face_features: Tensor
     face_features_large: Tensor
@@ -58,8 +58,8 @@ class FeatureSet:
         """Features by group letter of the clips `rows`, seen with only `presence` [rows, 3]."""
         audio, text = presence[:, _AUDIO], presence[:, _TEXT]
         view = torch.where(audio & text, 0, torch.where(audio, 1, 2))
-        given = {g: getattr(self, name)[rows] for g, name in GROUPS.items() if g != "j"}
-        return given | {"j": self.joint_views[rows, view]}
+        given = {g: getattr(self, name)[rows].float() for g, name in GROUPS.items() if g != "j"}
+        return given | {"j": self.joint_views[rows, view].float()}
 
     def inputs(self, presence: Tensor | None = None) -> tuple[Tensor, ...]:
         """What `Fusion.forward` takes for all clips: five features and the presence."""

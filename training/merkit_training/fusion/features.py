@@ -57,7 +57,7 @@ def extract(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         clips = read_clips(corpus, split)
         folder = run / "features" / split
         if not (folder / "clips.json").exists():
-            _extract_split(clips, encode, folder, recipe.fusion.batch_clips)
+            extract_split(clips, encode, folder, recipe.fusion.batch_clips)
         presence = read_features(folder).presence.float().mean(dim=0)
         found |= {f"{split}_{m}": float(p) for m, p in zip(MODALITIES, presence, strict=True)}
     return found
@@ -135,7 +135,11 @@ class Encoder:
         return {name: torch.from_numpy(np.asarray(value)) for name, value in ids.items()}
 
 
-def _extract_split(clips: Sequence[Clip], encode: Encoder, folder: Path, batch: int) -> None:
+def extract_split(clips: Sequence[Clip], encode: Encoder, folder: Path, batch: int) -> None:
+    """Writes the features of `clips` to `folder`; finished parts of a killed call are kept.
+
+    `batch` is how many clips the encoders read at once. A clip without a label is labelled -1.
+    """
     parts = [folder / "parts" / f"{start:06d}" for start in range(0, len(clips), PART)]
     todo = [i for i, part in enumerate(parts) if not (part / "clips.json").exists()]
     left = sum(len(clips[i * PART : (i + 1) * PART]) for i in todo)
@@ -177,7 +181,7 @@ def _named(clips: Sequence[Clip], tensors: dict[str, Tensor]) -> FeatureSet:
         names=tuple(clip.name for clip in clips),
         identities=tuple(clip.group or f"/{clip.name}" for clip in clips),
         subsets=tuple(str(clip.truth.get("subset", "")) for clip in clips),
-        labels=torch.tensor([clip.label for clip in clips]),
+        labels=torch.tensor([-1 if clip.label is None else clip.label for clip in clips]),
         **tensors,
     )
 
