@@ -65,6 +65,7 @@ class TextConfig(DecoderSizes):
     language_share: Share = 0.1  # weight of next-token prediction beside emotion
     token_dropout: Share = 0.05  # share of input tokens hidden while learning emotion
     label_smoothing: Share = 0.05
+    accumulate: Count = 1  # batches summed up to one step of the optimizer
     bf16: bool = False  # bfloat16 autocast: faster where the processor has it
     threads: Count = 2  # of torch, while this stage trains
 
@@ -85,5 +86,6 @@ class TextPretrainingConfig:
 
     epochs: Natural = 0  # over the sentences; 0: no pre-training
     batch_size: Count = 128
+    accumulate: Count = 1  # batches summed up to one step of the optimizer
     lr: Amount = 2e-3
     bf16: bool = False

@@ -38,8 +38,9 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         BundleNotFoundError: a checkpoint without a tokeniser, and the recipe names none.
         InvalidInputError: a tokeniser's file of another kind than its name says.
     """
-    rows = read_sentences(corpus, "train")
-    rows += [r for r in read_table(corpus / "utterances" / "table.csv") if r["split"] == "train"]
+    rows, spoken = read_sentences(corpus, "train"), corpus / "utterances" / "table.csv"
+    if spoken.exists():
+        rows += [row for row in read_table(spoken) if row["split"] == "train"]
     sentences = [row.get("text") or "" for row in rows]
     source, joint = _published(recipe)
     if source is not None:

@@ -21,7 +21,7 @@ from merkit_training.encoders.pooling import pooled
 from merkit_training.encoders.probe import MOST_SAMPLES, features_of, head_scores, linear_probe
 from merkit_training.encoders.store import load_module
 from merkit_training.encoders.text import tokenizer
-from merkit_training.encoders.text.config import TextConfig
+from merkit_training.encoders.text.config import TextConfig, TextPretrainingConfig
 from merkit_training.encoders.text.encoder import STEP, TextEncoder, from_recipe
 from merkit_training.encoders.text.sentences import Sentences
 from merkit_training.encoders.text.vocabularies import check_size
@@ -79,9 +79,7 @@ def pretrain(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     config, encoder = from_recipe(recipe)
     check_size(tokenizer.load(run), config.vocabulary)
     learner, folder = TextLearner(encoder, config, len(data.classes)), run / PRETRAINING
-    fitting = FitConfig(
-        schedule.epochs, schedule.batch_size, schedule.lr, seed=seed, bf16=schedule.bf16
-    )
+    fitting = _fitting(schedule, schedule.epochs, schedule.lr, seed)
     scores = _learn_language(learner, data, fitting, folder)
     scores["val_loss"] = _language_score(learner, val)
     card = {"scores": scores, "data": "sentences", "empty": _empty(data, val)}
@@ -102,10 +100,9 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     config, encoder = _start(recipe, run)
     check_size(tokenizer.load(run), config.vocabulary)
     learner, folder = TextLearner(encoder, config, len(data.classes)), run / STEP
-    schedule = (config.batch_size, config.lr)
     scores: dict[str, float] = {}
     if config.pretrain_epochs:
-        fitting = FitConfig(config.pretrain_epochs, *schedule, seed=seed, bf16=config.bf16)
+        fitting = _fitting(config, config.pretrain_epochs, config.lr, seed)
         first = _learn_language(learner, data, fitting, folder)
         scores["pretrain_loss"] = first["loss"]
     if config.epochs:
@@ -126,6 +123,13 @@ def _prepare(recipe: Recipe, seed: int) -> None:
     threads = recipe.text_encoder.threads
     torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS caps it
     torch.manual_seed(seed)
+
+
+def _fitting(
+    config: TextConfig | TextPretrainingConfig, epochs: int, lr: float, seed: int
+) -> FitConfig:
+    size, accumulate = config.batch_size, config.accumulate
+    return FitConfig(epochs, size, lr, seed=seed, bf16=config.bf16, accumulate=accumulate)
 
 
 def _start(recipe: Recipe, run: Path) -> tuple[TextConfig, TextEncoder]:
@@ -174,9 +178,7 @@ def _learn_emotion(
         features = _features(learner, val, seen).to(learner.place)
         return head_scores(learner.emotion(features), val.labels[seen])
 
-    fitting = FitConfig(
-        config.epochs, config.batch_size, config.finetune_lr, seed=seed, bf16=config.bf16
-    )
+    fitting = _fitting(config, config.epochs, config.finetune_lr, seed)
     scores = fit(learner, loss, len(rows), fitting, folder, name="emotion", evaluate=evaluate)
     if config.tune == "lora":
         merge_lora(encoder.decoder)
