@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from merkit.errors import BundleCorruptError, BundleNotFoundError
-from merkit.steps.prompt import Prompt
+from merkit.steps.prompt import Prompt, split
 from merkit.steps.tokenize import JOINT_FILE, TEXT_FILE
 from merkit_training.checkpoints import open_checkpoint
 from merkit_training.corpus import read_sentences, read_table
@@ -46,7 +46,8 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     if source is not None:
         tokenizer = read_vocabulary(source)
     else:
-        prompt = [recipe.preprocessing.prompt] * max(2, len(sentences) // 200)  # worth own tokens
+        parts = [part for part in split(recipe.preprocessing.prompt) if part]
+        prompt = parts * max(2, len(sentences) // 200)  # worth own tokens
         classes, size = classes_of(corpus), recipe.text_encoder.vocabulary
         tokenizer = build((*sentences, *prompt), size, classes)
     write_json(run / STEP / FILE, json.loads(tokenizer.to_str()))
