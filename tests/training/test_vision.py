@@ -48,7 +48,8 @@ def test_it_learns_saves_and_loads(corpus: Path, tmp_path: Path, config: FaceEnc
     scores = vision.train_face_encoder(_recipe(config), corpus, tmp_path)
     assert scores["single_accuracy"] > 0.6 and scores["grid_accuracy"] > 0.6
     folder = tmp_path / "face_encoder"
-    assert {f.name for f in folder.iterdir()} == {"card.json", "config.json", "model.safetensors"}
+    files = {"card.json", "config.json", "model.safetensors", "fits.json"}  # and no checkpoint
+    assert {f.name for f in folder.iterdir()} == files
     assert json.loads((folder / "card.json").read_text("utf-8"))["scores"] == scores
     encoder = load_step(tmp_path, "face_encoder")
     assert encoder(torch.zeros(2, 3, 128, 128)).shape == (2, config.hidden)
