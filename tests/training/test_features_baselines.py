@@ -200,7 +200,7 @@ def test_wrong_shapes_are_named(saved: Callable[..., Path], tmp_path: Path) -> N
         ({"model_type": "baichuan"}, "'baichuan', which transformers does not know"),
         ({"model_type": "clip"}, "without preprocessor_config.json"),
         ({"model_type": "roberta"}, "without a tokeniser"),
-        ({"model_type": "vjepa2"}, "'vjepa2' without a tokeniser"),
+        ({"model_type": "sew"}, "'sew', whose sound features are not read here"),
         ({}, "type ''"),
     ],
 )

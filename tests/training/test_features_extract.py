@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import odd_media
 import pytest
+from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing
 from merkit.errors import InferenceError, InvalidInputError
@@ -21,7 +22,7 @@ from merkit_training.features.clips import ClipList, list_clips
 from merkit_training.features.engine import CHUNK, batches
 from merkit_training.features.extract import Extraction, extract
 from merkit_training.features.extractor import EncoderSpec, Extractor, Feature
-from merkit_training.features.material import Material
+from merkit_training.features.material import SEVERAL, Material, read_material
 from merkit_training.features.report import Report
 
 SILENCE = np.zeros((1, 16_000), np.float32)
@@ -273,6 +274,35 @@ def test_transcripts_and_faces_come_from_their_own_places(sounds: Path, tmp_path
     table.write_text("clip,words\na,b\n", "utf-8")
     with pytest.raises(InvalidInputError, match="name and one of text, chinese, english"):
         list_clips(sounds, table)
+
+
+def test_parts_of_a_recording_are_clips_of_their_own(tmp_path: Path) -> None:
+    sound = odd_media.movie([], container="wav", sound_codec="pcm_s16le",
+                            sound=odd_media.tone(3.0))  # fmt: skip
+    (tmp_path / "talk.wav").write_bytes(sound)
+    table = tmp_path / "clips.csv"
+    table.write_text("name,path,start,end\na,talk.wav,0,1\nb,talk.wav,1,3\n", "utf-8")
+    report = _run(table, tmp_path / "out")
+    assert report.measured["computed"] == 2
+    lengths = [np.load(tmp_path / "out" / "listener-UTT" / f"{n}.npy")[1] for n in "ab"]
+    assert np.abs(np.array(lengths) / 16_000 - (1, 2)).max() < 0.05
+
+
+def test_a_face_beside_the_speakers_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two(_: object, frame: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+        side = frame.shape[0] // 3
+        boxes = np.array([[5, 5, side, side], [5 + 2 * side, 5, side, side]], np.float32)
+        return boxes, np.array([0.9, 0.8], np.float32)
+
+    monkeypatch.setattr("merkit.faces.HaarDetector.detect", two)
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (64, 96, 3), np.uint8)] * 8
+    (tmp_path / "pair.mp4").write_bytes(odd_media.movie(pictures))
+    clip = ClipRecord("pair", tmp_path / "pair.mp4")
+    material = read_material(clip, {"video"}, False, Preprocessing())
+    assert len(material.images) and material.problems == (SEVERAL,)
 
 
 def test_the_cache_reads_what_it_wrote(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,12 @@ def _features(arguments: argparse.Namespace) -> None:
             raise InvalidInputError(f"--{option} is {value}", "1 or more", "correct it")
     if arguments.ray < 0:
         raise InvalidInputError(f"--ray is {arguments.ray}", "1 or more", "correct it")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (arguments.ray or arguments.processes > 1):
+        raise InvalidInputError(
+            "the work is to be spread twice",
+            "one of accelerate launch, --processes and --ray",
+            "leave out --processes and --ray under accelerate launch",
+        )
     if not arguments.clips.exists():
         raise InvalidInputError(
             f"there is nothing at {arguments.clips}", "clips", "check the path of --clips"

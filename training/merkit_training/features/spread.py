@@ -139,6 +139,8 @@ def _process(
     except MerkitError as error:
         told.put(error)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # the parent, interrupted too, says so
+        raise SystemExit(130) from None
     if report is not None:
         told.put(report)
 

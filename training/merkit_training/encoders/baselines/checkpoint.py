@@ -21,8 +21,8 @@ from merkit_training.features.extractor import EncoderSpec, Kind
 
 VIDEO_TYPES = ("timesformer", "videomae", "vivit")
 SPOKEN_TYPES = (
-    "data2vec-audio", "hubert", "sew", "sew-d", "unispeech", "unispeech-sat", "wav2vec2",
-    "wav2vec2-conformer", "wavlm", "whisper",
+    "data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-conformer",
+    "wavlm", "whisper",
 )  # fmt: skip
 WEIGHTS = (".safetensors", ".bin")
 TOKENIZERS = (
@@ -91,6 +91,7 @@ def kind_of(config: dict[str, Any], folder: Path) -> Kind:
     Raises:
         InvalidInputError: a kind that is not supported; lists those that are.
     """
+    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -105,10 +106,13 @@ def kind_of(config: dict[str, Any], folder: Path) -> Kind:
         return "vision"
     if known and not sees and any((folder / name).is_file() for name in TOKENIZERS):
         return "text"
-    lacks = PREPROCESSOR if sees else "a tokeniser"
+    why = f" without {PREPROCESSOR if sees else 'a tokeniser'}"
+    if not known:
+        why = ", which transformers does not know"
+    elif model in FEATURE_EXTRACTOR_MAPPING_NAMES:
+        why = ", whose sound features are not read here"
     raise InvalidInputError(
-        f"{folder.name} holds a model of type {model!r}"
-        + (f" without {lacks}" if known else ", which transformers does not know"),
+        f"{folder.name} holds a model of type {model!r}{why}",
         SUPPORTED,
         "add the files that were published with it, or choose another model",
     )

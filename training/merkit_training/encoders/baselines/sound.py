@@ -2,8 +2,8 @@
 
 The layers' mean (or MERTools' sum) over the last four, the last one as published, after its norm;
 then the mean over the time that the sound fills. Models whose first layer norms over time change
-with padding, mask or not (up to 59 % measured), so theirs are batched only with clips of exactly
-their length.
+with padding, mask or not (up to 59 % measured), as do those with convolutions between layers, so
+these are given only clips of one length at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from merkit_training.encoders.pooling import combined, length_mask, masked_mean
 from merkit_training.features.extractor import Extractor, Feature
 from merkit_training.features.material import Material
 
+PADDING_PROOF = ("hubert", "unispeech-sat", "wav2vec2", "wavlm")
+"""Types that, in their large style and with a mask, do not see padding; measured."""
+
 
 class SoundBaseline(Extractor):
     """A model of waveforms, or Whisper's of spectra."""
@@ -41,7 +44,8 @@ class SoundBaseline(Extractor):
         self.reads = frozenset({"audio"})
         self.width = int(opened.config.hidden_size)
         layer_norm = getattr(opened.config, "feat_extract_norm", "group") == "layer"
-        self.padding = 0.25 if layer_norm else 0.0
+        proof = layer_norm and opened.config.model_type in PADDING_PROOF
+        self.padding = 0.25 if proof else 0.0
 
     def length(self, material: Material) -> int:
         """Samples; Whisper's window is the same for all."""

@@ -1,0 +1,141 @@
+"""What `merkit-train features` costs as clips grow, and what a second worker brings.
+
+An extraction that holds its clips in memory, or slows as they grow, shows only on the corpus that
+it was meant for. `python -m merkit_bench.features` runs the command itself on growing numbers of
+clips, all different to the cache: copies of the sample with a box of their own at the end.
+
+Rates are taken between the smallest and the largest number, so that starting (imports, the
+encoder, Ray) does not count; it is reported beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from merkit_bench.summary import machine
+from merkit_training.runs import write_json
+
+SAMPLE = Path("docs/media/sample.mp4")
+STEP = "face_encoder"
+SPREADS = {
+    "one process": (),
+    "2 processes": ("--processes", "2"),
+    "Ray, 1 actor": ("--ray", "1"),
+    "Ray, 2 actors": ("--ray", "2"),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run of the command."""
+
+    spread: str
+    clips: int
+    seconds: float  # wall
+    processor: float  # seconds of the command and of what it waited for
+    memory: float  # MB, greatest of the command's own process
+
+
+def main() -> int:
+    """Measures and writes features.json; prints the two tables."""
+    parser = argparse.ArgumentParser(prog="merkit_bench.features", description=__doc__)
+    parser.add_argument("--run", type=Path, help="a run; default: the recipe at random weights")
+    parser.add_argument("--recipe", type=Path, default=Path("training/recipes/tiny.toml"))
+    parser.add_argument("--counts", type=int, nargs="+", default=[64, 192, 640])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--spreads", nargs="+", choices=tuple(SPREADS), default=tuple(SPREADS))
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    args = parser.parse_args()
+    counts = sorted(args.counts)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        run = args.run or _untrained(args.recipe, root / "run")
+        folders = {count: _clips(root / f"clips{count}", count) for count in counts}
+        costs = []
+        for number in range(args.rounds):  # interleaved: a slow minute hits all alike
+            for spread in args.spreads:
+                wanted = counts if spread == "one process" else (counts[0], counts[-1])
+                for count in wanted:
+                    out = root / f"{number}-{spread}-{count}"
+                    costs.append(_measure(spread, run, folders[count], count, out))
+    write_json(
+        args.out / "features.json",
+        {**machine(), "load": os.getloadavg(), "costs": [asdict(c) for c in costs]},
+    )
+    print("\n".join([*growth(costs), "", *workers(costs)]))
+    return 0
+
+
+def growth(costs: Sequence[Cost]) -> list[str]:
+    """Markdown: processor time and memory of one process by the number of clips."""
+    rows = ["| clips | processor seconds | seconds | memory, MB |", "|---:|---:|---:|---:|"]
+    own = [c for c in costs if c.spread == "one process"]
+    for count in sorted({c.clips for c in own}):
+        same = [c for c in own if c.clips == count]
+        seconds = median(c.seconds for c in same)
+        cells = (median(c.processor for c in same), seconds, median(c.memory for c in same))
+        rows.append(f"| {count} | {cells[0]:.1f} | {cells[1]:.1f} | {cells[2]:.0f} |")
+    return rows
+
+
+def workers(costs: Sequence[Cost]) -> list[str]:
+    """Markdown: clips a second once started, as a ratio to one process, and the start."""
+    rows = ["| spread | clips/s | to one process | start, s |", "|---|---:|---:|---:|"]
+    first = None
+    for spread in dict.fromkeys(c.spread for c in costs):
+        same = [c for c in costs if c.spread == spread]
+        low, high = min(c.clips for c in same), max(c.clips for c in same)
+        short, long = (median(c.seconds for c in same if c.clips == n) for n in (low, high))
+        rate = (high - low) / (long - short)
+        first = first or rate
+        rows.append(f"| {spread} | {rate:.1f} | {rate / first:.2f} | {short - low / rate:.1f} |")
+    return rows
+
+
+def _measure(spread: str, run: Path, clips: Path, count: int, out: Path) -> Cost:
+    command = [sys.executable, "-m", "merkit_training.cli", "features", f"{run}:{STEP}"]
+    command += ["--clips", str(clips), "--out", str(out), *SPREADS[spread]]
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"failed ({process.returncode}): {' '.join(command)}")
+    seconds = time.monotonic() - started
+    return Cost(spread, count, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+
+
+def _clips(folder: Path, count: int) -> Path:
+    """`count` copies of the sample, each with an empty box of its own, which players pass over."""
+    folder.mkdir()
+    data = SAMPLE.read_bytes()
+    for number in range(count):
+        box = struct.pack(">I4sQ", 16, b"free", number)
+        (folder / f"clip{number:05d}.mp4").write_bytes(data + box)
+    return folder
+
+
+def _untrained(recipe: Path, run: Path) -> Path:
+    from merkit_training.recipe import load_recipe
+    from merkit_training.untrained import write_untrained_run
+
+    return write_untrained_run(load_recipe(recipe), run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
