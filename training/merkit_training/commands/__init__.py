@@ -22,6 +22,7 @@ COMMANDS = (
     "recipe",
     "features",
     "study",
+    "mine",
 )
 """Modules of this package, in the order of `--help`."""
 
