@@ -69,6 +69,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--drop", action="store_true", help="withdraw labels that a later vote contradicts"
     )
     how.add_argument(
+        "--steps", type=int, default=0, metavar="N", help="of each learner, instead of epochs"
+    )
+    how.add_argument(
+        "--control", action="store_true", help="compare with labels alone for as many steps"
+    )
+    how.add_argument(
         "--patience", type=int, default=0, metavar="N", help="rounds without gain on validation"
     )
 

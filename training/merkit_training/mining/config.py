@@ -20,4 +20,6 @@ class MiningConfig:
     per_class: Natural = 0  # clips of one class that a round adopts at most, surest first; 0: all
     stratified: bool = False  # split the adopted clips evenly within each class too
     drop: bool = False  # return adopted clips to the pool when a later vote gives another label
+    steps: Natural = 0  # of each learner, however many clips it has; 0: the recipe's epochs
+    control: bool = False  # also train on labels alone, for as many steps, and compare
     patience: Natural = 0  # stop after that many rounds without gain on validation; 0: never

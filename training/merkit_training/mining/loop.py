@@ -38,11 +38,12 @@ from merkit_training.mining.learners import (
     vote_on,
 )
 from merkit_training.mining.ledger import DECISIONS, Decisions, Ledger, State
-from merkit_training.mining.pool import Pool
-from merkit_training.mining.votes import adopt, contradicted, share_out
+from merkit_training.mining.pool import Pool, Rows
+from merkit_training.mining.votes import Labels, adopt, contradicted, share_out
 from merkit_training.runs import write_bytes
 
 VOTE = "vote"
+CONTROL = "control"
 PREDICTIONS = "predictions.safetensors"
 VALIDATION = "val"
 
@@ -139,6 +140,22 @@ class Loop:
             for i, voter in enumerate(m.voters)
         ]
 
+    def control(self, rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+        """WAF of learners on labels alone that took as many steps as those of the kept round.
+
+        More clips are more steps an epoch, and steps alone can raise a score; whether the
+        pseudo-labels taught anything shows against these.
+        """
+        m, folder = self.material, self.ledger.folder / CONTROL
+        nothing = np.zeros(0, np.int64)
+        learners = []
+        for i, count in enumerate(rounds[self.kept(rounds)]["trained_on"]):
+            steps = self.config.steps or m.fusion.epochs * _steps(count, m.fusion)
+            seed = zlib.crc32(f"{self.seed}/{CONTROL}/{m.voters[i].name}".encode())
+            path, none = folder / f"learner-{i}.safetensors", nothing.astype(np.int8)
+            learners.append(self._fitted(path, m.voters[i], nothing, none, seed, steps))
+        return self._judge(folder, learners)
+
     def state(self, number: int) -> State:
         """What the pool's clips are called after a round."""
         return self.ledger.state(number, self.codes != 0)
@@ -165,7 +182,7 @@ class Loop:
         facts["trained_on"] = [
             len(self.material.labelled) + len(state.adopted(i)) for i in range(len(learners))
         ]
-        facts["waf"] = self._judge(number, learners)
+        facts["waf"] = self._judge(self.ledger.of(number), learners)
         return facts | {"seconds": round(time.monotonic() - started, 2)}
 
     def _why(self, decisions: Decisions) -> str:
@@ -194,19 +211,37 @@ class Loop:
         return decisions
 
     def _train(self, number: int, i: int, state: State) -> Learner:
-        m, path = self.material, self._file(number, i)
-        voter = m.voters[i]
+        voter, rows, steps = self.material.voters[i], state.adopted(i), self.config.steps
+        seed = zlib.crc32(f"{self.seed}/{number}/{voter.name}".encode())
+        path = self._file(number, i)
+        return self._fitted(path, voter, rows, state.label[rows], seed, steps)
+
+    def _fitted(
+        self,
+        path: Path,
+        voter: Voter,
+        rows: Rows,
+        labels: Labels,
+        seed: int,
+        steps: int,
+    ) -> Learner:
+        """The learner at `path`, trained on D_l and the pool's `rows` if it is not there yet.
+
+        `steps` are rounded to whole epochs; 0: the recipe's epochs.
+        """
+        m, fusion = self.material, self.material.fusion
+        if steps:
+            an_epoch = _steps(len(m.labelled) + len(rows), fusion)
+            fusion = replace(fusion, epochs=max(1, round(steps / an_epoch)))
         if path.exists():
             widths = m.labelled.widths()
-            return load_learner(path, voter, widths, len(m.classes), m.fusion.branch)
-        rows = state.adopted(i)
-        data = training_set(m.labelled, m.pool, rows, state.label[rows], voter.groups)
-        seed = zlib.crc32(f"{self.seed}/{number}/{voter.name}".encode())
-        learner = fit_learner(voter, data, m.validation, m.fusion, seed, len(m.classes))
+            return load_learner(path, voter, widths, len(m.classes), fusion.branch)
+        data = training_set(m.labelled, m.pool, rows, labels, voter.groups)
+        learner = fit_learner(voter, data, m.validation, fusion, seed, len(m.classes))
         learner.save(path)
         return learner
 
-    def _judge(self, number: int, learners: Sequence[Learner]) -> dict[str, dict[str, float]]:
+    def _judge(self, folder: Path, learners: Sequence[Learner]) -> dict[str, dict[str, float]]:
         """WAF of each learner and of the vote, ranked on validation, by split; labels are kept."""
         m, fallback = self.material, majority(self.material.labelled)
         scores, labels = {}, {}
@@ -225,11 +260,16 @@ class Loop:
                 VOTE: waf(truth, vote, classes),
             }
             labels[split] = np.column_stack([single, vote]).astype(np.int8)
-        write_bytes(self.ledger.of(number) / PREDICTIONS, save(labels))
+        write_bytes(folder / PREDICTIONS, save(labels))
         return scores
 
     def _file(self, number: int, i: int) -> Path:
         return self.ledger.of(number) / f"learner-{i}.safetensors"
+
+
+def _steps(count: int, fusion: FusionConfig) -> int:
+    """Steps of an epoch over `count` clips, as `fit_branch` takes them."""
+    return count // min(count, fusion.batch_size)
 
 
 def best_round(rounds: Sequence[Mapping[str, Any]]) -> int:

@@ -19,7 +19,7 @@ from merkit.voting import NOBODY
 from merkit_training.metrics import paired_bootstrap
 from merkit_training.mining.curve import curve_svg
 from merkit_training.mining.exclude import tally
-from merkit_training.mining.loop import PREDICTIONS, VALIDATION, VOTE, Loop
+from merkit_training.mining.loop import CONTROL, PREDICTIONS, VALIDATION, VOTE, Loop
 from merkit_training.mining.truth import quality
 from merkit_training.runs import write_bytes, write_json
 
@@ -28,6 +28,8 @@ TRANSDUCTIVE = (
     "**Transductive: test clips were left in the pool (`--transductive`), so the test scores below "
     "are not those of unseen clips.**"
 )
+BEFORE = "round 0"
+ALONE = "labels alone, trained for as many steps"
 Rounds = Sequence[Mapping[str, Any]]
 
 
@@ -55,8 +57,12 @@ def write_report(
         "stopped": [loop.stopped(rounds) for loop, rounds in zip(loops, found, strict=True)],
         "kept": [loop.kept(rounds) for loop, rounds in zip(loops, found, strict=True)],
         "curve": curve(found),
-        "gain": gains(loops, found),
+        "gain": {BEFORE: gains(loops, found, [r[0]["waf"] for r in found], "round-00")},
     }
+    if config.control:
+        rivals = [loop.control(rounds) for loop, rounds in zip(loops, found, strict=True)]
+        report["control"] = rivals
+        report["gain"][ALONE] = gains(loops, found, rivals, CONTROL)
     if (truth != NOBODY).any():
         report["quality"] = [
             _quality(loop, rounds, truth) for loop, rounds in zip(loops, found, strict=True)
@@ -84,21 +90,34 @@ def curve(found: Sequence[Rounds]) -> dict[str, dict[str, list[dict[str, float]]
     }
 
 
-def gains(loops: Sequence[Loop], found: Sequence[Rounds]) -> dict[str, dict[str, Any]]:
-    """WAF of the vote of the kept round minus that of round 0, on each test split."""
-    material = loops[0].material
-    result = {}
+def gains(
+    loops: Sequence[Loop],
+    found: Sequence[Rounds],
+    rivals: Sequence[Mapping[str, Mapping[str, float]]],
+    folder: str,
+) -> dict[str, dict[str, Any]]:
+    """WAF of the vote of the kept round minus that of a rival, on each test split.
+
+    Args:
+        loops, found: as in `write_report`.
+        rivals: WAF by split and system, of each seed.
+        folder: of each seed's, with the rival's labels.
+    """
+    material, result = loops[0].material, {}
     for split, data in material.tests.items():
         pairs = [
-            [_votes(loop, number, split) for number in (loop.kept(rounds), 0)]
+            (
+                _votes(loop.ledger.of(loop.kept(rounds)), split),
+                _votes(loop.ledger.folder / folder, split),
+            )
             for loop, rounds in zip(loops, found, strict=True)
         ]
         ours, theirs = (np.stack([pair[i] for pair in pairs]) for i in (0, 1))
         truth = data.labels.numpy()
         interval = paired_bootstrap(truth, ours, theirs, len(material.classes), RESAMPLES)
         each = [
-            rounds[loop.kept(rounds)]["waf"][split][VOTE] - rounds[0]["waf"][split][VOTE]
-            for loop, rounds in zip(loops, found, strict=True)
+            rounds[loop.kept(rounds)]["waf"][split][VOTE] - rival[split][VOTE]
+            for loop, rounds, rival in zip(loops, found, rivals, strict=True)
         ]
         result[split] = {
             "difference": interval.difference,
@@ -132,15 +151,10 @@ def page(report: Mapping[str, Any]) -> str:
             for seed, reason, kept in zip(seeds, report["stopped"], report["kept"], strict=True)
         ),
         "## Does it help?",
-        "WAF of the vote of the kept round minus that of round 0, mean over seeds, with its 95 % "
+        "WAF of the vote of the kept round minus another's, mean over seeds, with its 95 % "
         "interval of a paired bootstrap over clips. *Helps*: the interval and every seed lie "
         "above zero.",
-        "\n".join(
-            f"- `{split}`: {g['difference']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f}); seeds "
-            f"{', '.join(f'{e:+.3f}' for e in g['each'])}: **{verdict(g)}**"
-            for split, g in report["gain"].items()
-        )
-        or "There is no test split.",
+        *(_gain_lines(rival, splits) for rival, splits in report["gain"].items()),
         "## Rounds",
         _rounds_table(report),
         "## WAF by round",
@@ -162,8 +176,17 @@ def _quality(loop: Loop, rounds: Rounds, truth: NDArray[np.int8]) -> list[dict[s
     return found
 
 
-def _votes(loop: Loop, number: int, split: str) -> NDArray[np.int64]:
-    labels = load_file(loop.ledger.of(number) / PREDICTIONS)[split]
+def _gain_lines(rival: str, splits: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [
+        f"- `{split}`: {g['difference']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f}); seeds "
+        f"{', '.join(f'{e:+.3f}' for e in g['each'])}: **{verdict(g)}**"
+        for split, g in splits.items()
+    ]
+    return "\n".join([f"Over {rival}:", "", *lines] if lines else ["There is no test split."])
+
+
+def _votes(folder: Path, split: str) -> NDArray[np.int64]:
+    labels = load_file(folder / PREDICTIONS)[split]
     return np.asarray(labels[:, -1], np.int64)
 
 

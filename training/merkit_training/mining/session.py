@@ -37,7 +37,7 @@ from merkit_training.runs import read_json, write_json
 MINING = "mining.json"
 TRUTH = f"clips/{UNLABELLED}/truth.jsonl"
 """Where a drawn corpus keeps the truth of its unlabelled clips."""
-GROWING = ("rounds", "patience")
+GROWING = ("rounds", "patience", "control")
 """Options that may change when a mining goes on."""
 
 
