@@ -26,7 +26,6 @@ from merkit_bench.summary import machine
 from merkit_training.runs import write_json
 
 SAMPLE = Path("docs/media/sample.mp4")
-STEP = "face_encoder"
 SPREADS = {
     "one process": (),
     "2 processes": ("--processes", "2"),
@@ -51,6 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="merkit_bench.features", description=__doc__)
     parser.add_argument("--run", type=Path, help="a run; default: the recipe at random weights")
     parser.add_argument("--recipe", type=Path, default=Path("training/recipes/tiny.toml"))
+    parser.add_argument("--step", default="audio_encoder")
     parser.add_argument("--counts", type=int, nargs="+", default=[64, 192, 640])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--spreads", nargs="+", choices=tuple(SPREADS), default=tuple(SPREADS))
@@ -67,10 +67,15 @@ def main() -> int:
                 wanted = counts if spread == "one process" else (counts[0], counts[-1])
                 for count in wanted:
                     out = root / f"{number}-{spread}-{count}"
-                    costs.append(_measure(spread, run, folders[count], count, out))
+                    costs.append(_measure(spread, f"{run}:{args.step}", folders[count], out))
     write_json(
         args.out / "features.json",
-        {**machine(), "load": os.getloadavg(), "costs": [asdict(c) for c in costs]},
+        {
+            **machine(),
+            "step": args.step,
+            "load": os.getloadavg(),
+            "costs": [asdict(c) for c in costs],
+        },
     )
     print("\n".join([*growth(costs), "", *workers(costs)]))
     return 0
@@ -102,8 +107,8 @@ def workers(costs: Sequence[Cost]) -> list[str]:
     return rows
 
 
-def _measure(spread: str, run: Path, clips: Path, count: int, out: Path) -> Cost:
-    command = [sys.executable, "-m", "merkit_training.cli", "features", f"{run}:{STEP}"]
+def _measure(spread: str, encoder: str, clips: Path, out: Path) -> Cost:
+    command = [sys.executable, "-m", "merkit_training.cli", "features", encoder]
     command += ["--clips", str(clips), "--out", str(out), *SPREADS[spread]]
     started = time.monotonic()
     process = subprocess.Popen(
@@ -117,6 +122,7 @@ def _measure(spread: str, run: Path, clips: Path, count: int, out: Path) -> Cost
     if process.returncode:
         raise SystemExit(f"failed ({process.returncode}): {' '.join(command)}")
     seconds = time.monotonic() - started
+    count = len(list(clips.iterdir()))
     return Cost(spread, count, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 
 
