@@ -45,7 +45,7 @@ SET_SPLITS = ("train", "val")
 CLIP_SPLITS = ("train", "val", "test_multi", "test_semi", "test_noise", "unlabelled")
 FACE_SIDE = 64
 TILES = 4
-REGENERATE = "write the corpus with: merkit-train synth DIR"
+REGENERATE = "write the corpus with: merkit-train synth DIR, or merkit-train prepare MY.csv"
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,12 @@ def open_set(root: Path, name: str) -> ArraySet:
         InvalidInputError: the set is missing, incomplete or malformed.
     """
     folder = root / name
+    if (root / "clips").is_dir() and not folder.is_dir() and (root / "report.txt").is_file():
+        raise InvalidInputError(
+            f"no clip of {root} has anything for the set {name!r}",
+            "clips with a face, sound and words in train and val, for every encoder",
+            f"see {root / 'report.txt'}, add such clips and prepare again",
+        )
     if not (folder / "split.npy").is_file():
         raise InvalidInputError(f"{folder} holds no split.npy", "a complete set", REGENERATE)
     try:

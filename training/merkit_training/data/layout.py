@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,24 +49,19 @@ def write_sets(out: Path, clips: Sequence[Taught], pieces: Pieces, sizes: Sizes)
     seen = [clip for clip in clips if clip.crops]
     heard = [clip for clip in clips if clip.samples]
     shape = (sizes.side, sizes.side, 3)
-    arrays = _Arrays(out)
-    faces = arrays.open("faces", "images", np.uint8, (sum(c.crops for c in seen), *shape))
-    rows = arrays.open("sequences", "images", np.uint8, (len(seen), sizes.tiles, *shape))
     longest = max((clip.samples for clip in heard), default=0)
-    waves = arrays.open("utterances", "waveforms", np.int16, (len(heard), longest))
-    face = sequence = utterance = 0
+    faces = _Array(out / "faces" / "images.npy", np.uint8, (sum(c.crops for c in seen), *shape))
+    rows = _Array(out / "sequences" / "images.npy", np.uint8, (len(seen), sizes.tiles, *shape))
+    waves = _Array(out / "utterances" / "waveforms.npy", np.int16, (len(heard), longest))
     for clip, crops, sound in pieces:
         if clip.crops:
-            faces[face : face + len(crops)] = crops
-            rows[sequence] = crops[
-                [int((i + 0.5) * len(crops) / sizes.tiles) for i in range(sizes.tiles)]
-            ]
-            face, sequence = face + len(crops), sequence + 1
+            faces.write(crops)
+            order = [int((i + 0.5) * len(crops) / sizes.tiles) for i in range(sizes.tiles)]
+            rows.write(crops[order])
         if clip.samples:
-            waves[utterance, : len(sound)] = sound
-            utterance += 1
-    del faces, rows, waves
-    arrays.keep()
+            waves.write(sound, skip=longest - len(sound))
+    for array in (faces, rows, waves):
+        array.keep()
     each = [clip for clip in seen for _ in range(clip.crops)]
     for kind, own in (("faces", each), ("sequences", seen), ("utterances", heard)):
         if own:
@@ -111,27 +107,33 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-class _Arrays:
-    """Memory maps under temporary names."""
+class _Array:
+    """A .npy file written from its first row to its last: a memory map of it would fill memory
+    with pages. Nothing is made of an array without rows."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.made: dict[Path, Path] = {}
-
-    def open(self, kind: str, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        """A zeroed map; an array in memory where it would hold nothing."""
+    def __init__(self, path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+        self.file = None
         if not shape[0]:
-            return np.zeros(shape, dtype)
-        path = self.out / kind / f"{name}.npy"
+            return
         path.parent.mkdir(exist_ok=True)
-        self.made[path] = path.with_name(f".{name}.npy.tmp")
-        opened: NDArray[Any] = np.lib.format.open_memmap(self.made[path], "w+", dtype, shape)
-        return opened
+        self.file = self.temporary.open("wb")
+        descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def write(self, values: NDArray[Any], skip: int = 0) -> None:
+        """The next values, and `skip` zeros after them, which take no room on most disks."""
+        if self.file is not None:
+            self.file.write(np.ascontiguousarray(values).tobytes())
+            self.file.seek(skip * values.itemsize, os.SEEK_CUR)
 
     def keep(self) -> None:
-        """Gives all maps their names."""
-        for path, temporary in self.made.items():
-            temporary.replace(path)
+        """Gives the file its length and its name."""
+        if self.file is not None:
+            self.file.truncate(self.file.tell())
+            self.file.close()
+            self.temporary.replace(self.path)
 
 
 def _write_labels(folder: Path, clips: Sequence[Taught]) -> None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from merkit.bundle import sha256_file
 from merkit.contract import Preprocessing, canonical
 from merkit.errors import InvalidInputError
+from merkit_training.corpus import SET_SPLITS
 from merkit_training.data.config import DataConfig
 from merkit_training.data.evidence import plain, problems_from, read_evidence
 from merkit_training.data.layout import (
@@ -83,9 +84,10 @@ def prepare(source: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     config, p = recipe.data, recipe.preprocessing
     dataset = read_dataset(source, config.classes)
     if len(dataset.classes) < 2:
+        found = f"{len(dataset.records)} usable clips of {len(dataset.classes)} classes"
         raise InvalidInputError(
-            f"{source} speaks of {len(dataset.classes)} classes",
-            "labels of at least two",
+            "\n".join([f"{source} has {found}", *problem_lines(dataset.problems)]),
+            "labels of at least two classes",
             "check the column discrete (or label), or name the classes in [data]",
         )
     splits, remarks = assign(dataset.records, config)
@@ -115,6 +117,7 @@ def prepare(source: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
         for i, fact, kept in zip(wanted, facts, taught, strict=True)
         if kept and usable[i]
     ]
+    problems += _absent(rows)
     write_sets(out, rows, _pieces(parts, rows), Sizes(p.face_size, p.grid**2))
     write_sentences(out, rows)
     chosen = {i: splits[i] for i in wanted if usable[i] and (judges[i] or splits[i] != "train")}
@@ -125,6 +128,22 @@ def prepare(source: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     card = _card(out, dataset, config, p, rows, chosen, problems, facts)
     shutil.rmtree(out / ".parts", ignore_errors=True)
     return card
+
+
+def _absent(rows: Sequence[Taught]) -> list[Problem]:
+    """What no clip of a split holds, so that the encoders of it cannot be trained."""
+    found = []
+    for split in SET_SPLITS:
+        own = [row for row in rows if row.split == split]
+        has = {
+            "faces": any(row.crops for row in own),
+            "sound": any(row.samples for row in own),
+            "words": any(row.record.text for row in own),
+        }
+        for name in (name for name, there in has.items() if not there):
+            detail = f"no clip of {split} has any: the stages that need it will refuse"
+            found.append(Problem(f"no {name} at all", "", detail, lost=False))
+    return found
 
 
 def _settled(record: ClipRecord, split: str) -> ClipRecord:

@@ -40,7 +40,7 @@ def read_dataset(path: Path, classes: Sequence[str] = ()) -> Dataset:
     elif path.suffix.lower() in TABLES:
         records, problems = read_manifest(path)
     else:
-        found = f"{path} is neither" if path.exists() else f"there is no {path}"
+        found = f"{path} is no table of clips" if path.exists() else f"there is no {path}"
         raise InvalidInputError(
             found, f"a folder, or a table ({', '.join(TABLES)})", "check the path"
         )
