@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -121,7 +120,7 @@ def test_the_bundle_answers_in_own_classes(run: Path, tmp_path: Path) -> None:
     )
     clip = run.parent / "media" / "clip001.mp4"
     with merkit.load(bundle.root, providers=["cpu"]) as client:
-        answer: Any = client.predict(merkit.Clip(clip, "number 1 feels bright"))
+        answer = client.predict(clip, text="number 1 feels bright")
     assert answer.label in CLASSES and set(answer.scores) == set(CLASSES)
 
 
