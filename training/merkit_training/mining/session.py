@@ -69,6 +69,10 @@ def mine(
     """
     torch.set_num_threads(1)  # small matrices; and one thread adds in one order
     material = open_material(run, _folders(run, pools, out, half))
+    if config.agree > len(material.voters):
+        raise InvalidInputError(
+            f"--agree asks for {config.agree} of {len(material.voters)} learners", "fewer"
+        )
     truth = truth or [path for corpus in pools for path in corpus.glob(TRUTH)]
     known = known_labels(material.pool.names, read_truth(truth, material.classes))
     _begin(out, run, material, config)
