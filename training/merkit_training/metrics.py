@@ -36,14 +36,14 @@ def confusion(truth: Labels, predicted: Labels, classes: int) -> NDArray[np.int6
     return np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def class_f1(table: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+def class_f1(table: NDArray[np.number[Any]]) -> NDArray[np.float64]:
     """F1 of each class, [..., classes], from confusions [..., classes, classes]; 0 if undefined."""
     hits = np.diagonal(table, axis1=-2, axis2=-1)
     sizes = table.sum(axis=-1) + table.sum(axis=-2)
     return np.asarray(2 * hits / np.maximum(sizes, 1))
 
 
-def waf_of(table: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+def waf_of(table: NDArray[np.number[Any]]) -> NDArray[np.float64]:
     """F1 averaged with the true classes' sizes as weights, [...], from confusions."""
     support = table.sum(axis=-1)
     return np.asarray((class_f1(table) * support).sum(axis=-1) / support.sum(axis=-1))

@@ -23,6 +23,8 @@ COMMANDS = (
     "features",
     "study",
     "mine",
+    "evaluate",
+    "submit",
 )
 """Modules of this package, in the order of `--help`."""
 

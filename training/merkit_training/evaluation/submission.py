@@ -1,0 +1,199 @@
+"""The challenge's file of answers: every name once, in the list's order, and no silent guess.
+
+A submission with a name missing or one too many is refused by the organisers after the deadline
+has passed. So names are checked against their list here, and a clip that gave no answer gets the
+majority class and is told, one by one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from merkit.errors import InferenceError, InputError, InvalidInputError
+from merkit.pipeline import DECODED_IN
+from merkit_training.data import ClipRecord, Problem
+from merkit_training.data.manifest import TEXTS, first, read_manifest
+from merkit_training.data.mer import read_mer
+from merkit_training.data.tables import TABLES, rows_of
+from merkit_training.evaluation.material import look
+from merkit_training.evaluation.subject import Subject
+from merkit_training.runs import write_bytes
+
+COLUMNS = ("name", "discrete")
+NAMED = 10  # names in an error
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was written.
+
+    Attributes:
+        labels: by name, in the file's order.
+        filled: names without an answer of the model, with the reason; they have `majority`.
+        extra: clips of the folder that the list does not name; not written.
+        majority: the class that was filled in; "" if none was needed.
+    """
+
+    labels: Mapping[str, str]
+    filled: Mapping[str, str]
+    extra: tuple[str, ...]
+    majority: str
+
+
+def submit(
+    subject: Subject,
+    data: Path,
+    out: Path,
+    *,
+    names: Path | None = None,
+    texts: Path | None = None,
+    majority: str = "",
+    fill_missing: bool = False,
+    overwrite: bool = False,
+    workers: int = 2,
+) -> Submission:
+    """Answers every clip and writes `name,discrete`.
+
+    Args:
+        subject: the model.
+        data: MER's folder, a folder of media, or a table of clips; labels in it are not read.
+        out: the CSV file.
+        names: the official list: a CSV with a column `name`, or a name a line.
+        texts: a CSV of transcripts, where `data` has none: `name` and `text`, `chinese`...
+        majority: the class for clips without an answer; default: the commonest answer.
+        fill_missing: give names without a clip the majority class too, instead of refusing.
+        overwrite: replace `out`.
+        workers: clips at a time.
+
+    Raises:
+        InvalidInputError: `out` exists, names are missing, twice or unknown, or nothing is there.
+        BackendError, BundleError: the model failed, other than on a clip.
+    """
+    _check(subject, out, majority, overwrite, workers)
+    records, filled = _records(data, texts)
+    asked = list(records) + [name for name in filled if name not in records]
+    order = _listed(names) if names else sorted(asked)
+    absent = [name for name in order if name not in records and name not in filled]
+    if absent and not fill_missing:
+        told = ", ".join(absent[:NAMED]) + (", ..." if len(absent) > NAMED else "")
+        raise InvalidInputError(
+            f"{len(absent)} names of {names} have no clip in {data} ({told})",
+            "a clip of each name",
+            "check the folder, or give --fill-missing to give them the majority class",
+        )
+    filled |= {name: "no clip of this name" for name in absent}
+    listed = set(order)
+    labels: dict[str, str] = {}
+    chosen = [records[name] for name in order if name in records]
+    for record, answer in _answers(subject, chosen, workers):
+        if isinstance(answer, Problem):
+            filled[record.name] = answer.detail
+        else:
+            labels[record.name] = answer
+    filled = {name: reason for name, reason in filled.items() if name in listed}
+    common = majority or _commonest(list(labels.values()), subject.labels) if filled else ""
+    rows = {name: labels.get(name, common) for name in order}
+    write_bytes(out, _csv(rows).encode())
+    extra = tuple(name for name in sorted(asked) if name not in listed)
+    return Submission(rows, {n: filled[n] for n in order if n in filled}, extra, common)
+
+
+def _answers(
+    subject: Subject, records: Sequence[ClipRecord], workers: int
+) -> Iterator[tuple[ClipRecord, str | Problem]]:
+    """The label of each clip, or why there is none, in order; few clips are held at a time."""
+    p, backend = subject.contract.preprocessing, subject.client.backend
+
+    def answer(record: ClipRecord) -> str | Problem:
+        try:
+            tensors = look(record, p).tensors
+            label = int(backend.infer({name: tensors[name] for name in DECODED_IN})["label"][0])
+        except (InputError, InferenceError) as error:
+            return Problem(type(error).__name__, record.name, error.found)
+        if label < 0:
+            return Problem("no evidence", record.name, "no face, no audible sound and no words")
+        return subject.labels[label]
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="submit") as pool:
+        done = tqdm(pool.map(answer, records), total=len(records), unit="clip", mininterval=1)
+        yield from zip(records, done, strict=True)
+
+
+def _records(data: Path, texts: Path | None) -> tuple[dict[str, ClipRecord], dict[str, str]]:
+    """Clips by name, and names of clips that cannot be used, with the reason."""
+    if not data.is_dir() and data.suffix.lower() not in TABLES:
+        raise InvalidInputError(
+            f"{data} is neither" if data.exists() else f"there is no {data}",
+            f"a folder, or a table ({', '.join(TABLES)})",
+            "check --data",
+        )
+    found, problems = read_mer(data) if data.is_dir() else read_manifest(data)
+    records = {record.name: record for record in found}
+    lost = {p.name: f"{p.kind}: {p.detail}" for p in problems if p.lost and p.name not in records}
+    if not records:
+        raise InvalidInputError(f"{data} has no usable clip", "at least one", "check --data")
+    for row in rows_of(texts) if texts else ():
+        if not isinstance(row, Problem) and (name := row.get("name", "")) in records:
+            records[name] = replace(records[name], text=first(row, TEXTS))
+    return records, lost
+
+
+def _listed(path: Path) -> list[str]:
+    """The official names in their order."""
+    if path.suffix.lower() in TABLES:
+        rows = [row for row in rows_of(path) if not isinstance(row, Problem)]
+        found = [str(row["name"]) for row in rows if row.get("name")]
+    else:
+        try:
+            lines = path.read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInputError(
+                f"{path} cannot be read ({error})", "a list of names", "check --names"
+            ) from None
+        found = [line.strip() for line in lines if line.strip()]
+    twice = [name for name, count in Counter(found).items() if count > 1]
+    if not found or twice:
+        raise InvalidInputError(
+            f"{path} names {twice[0]} twice" if twice else f"{path} holds no names",
+            "each clip's name once, in a column `name` or a name a line",
+            "correct --names",
+        )
+    return found
+
+
+def _commonest(labels: Sequence[str], order: Sequence[str]) -> str:
+    """The commonest answer, the first in the model's order of equals."""
+    tally = Counter(labels)
+    return max(order, key=lambda label: (tally[label], -order.index(label)))
+
+
+def _csv(rows: Mapping[str, str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([COLUMNS, *rows.items()])
+    return text.getvalue()
+
+
+def _check(subject: Subject, out: Path, majority: str, overwrite: bool, workers: int) -> None:
+    if out.is_dir() or (out.exists() and not overwrite) or not out.resolve().parent.is_dir():
+        raise InvalidInputError(
+            f"{out} exists" if out.exists() else f"there is no folder {out.parent}",
+            "a new file in an existing folder",
+            "choose another name, or give --overwrite",
+        )
+    if majority and majority not in subject.labels:
+        raise InvalidInputError(
+            f"the class {majority!r} is none of the model's",
+            f"one of {', '.join(subject.labels)}",
+            "correct --majority",
+        )
+    if workers < 1:
+        raise InvalidInputError(f"workers is {workers}", "1 or more", "correct it")
