@@ -27,7 +27,7 @@ from merkit_training.mining.report import verdict
 from merkit_training.mining.session import mine, trace
 
 CONFIG = MiningConfig(rounds=2)
-TIMES = {"seconds", "seconds_vote"}
+TIMES = {"seconds", "cpu_seconds", "cpu_seconds_voting"}
 
 
 @pytest.fixture(scope="module")

@@ -106,8 +106,7 @@ class Loop:
         """Goes on until N rounds are done or the loop has to stop; returns what each one found."""
         rounds = self.ledger.finished()[: self.config.rounds + 1]
         while (reason := self.stopped(rounds)) is None:
-            started = time.monotonic()
-            facts = self._round(len(rounds), started)
+            facts = self._timed(len(rounds))
             self.ledger.finish(len(rounds), facts)
             rounds.append(facts)
             print(told(self.seed, facts), flush=True)
@@ -160,20 +159,27 @@ class Loop:
         """What the pool's clips are called after a round."""
         return self.ledger.state(number, self.codes != 0)
 
-    def _round(self, number: int, started: float) -> dict[str, Any]:
+    def _timed(self, number: int) -> dict[str, Any]:
+        started, worked = time.monotonic(), time.process_time()
+        facts = self._round(number)
+        facts["seconds"] = round(time.monotonic() - started, 2)
+        facts["cpu_seconds"] = round(time.process_time() - worked, 2)
+        return facts
+
+    def _round(self, number: int) -> dict[str, Any]:
         facts: dict[str, Any] = {"round": number, "pool": tally(self.codes)["asked"]}
         state = self.state(number - 1)
         if number:
+            worked = time.process_time()
             decisions = self.ledger.decisions(number) or self._decide(number, state)
-            voted = time.monotonic() - started
             new = decisions.adopted[decisions.adopted != NOBODY]
             facts |= {
                 "asked": len(decisions.votes.rows),
                 "adopted": len(new),
                 "dropped": int(decisions.dropped.sum()),
                 "classes": np.bincount(new, minlength=len(self.material.classes)).tolist(),
-                "seconds_vote": round(voted, 2),
             }
+            facts["cpu_seconds_voting"] = round(time.process_time() - worked, 2)
             if not len(new) and not decisions.dropped.any():
                 return facts | {"stopped": self._why(decisions)}
             state.apply(decisions)
@@ -183,7 +189,7 @@ class Loop:
             len(self.material.labelled) + len(state.adopted(i)) for i in range(len(learners))
         ]
         facts["waf"] = self._judge(self.ledger.of(number), learners)
-        return facts | {"seconds": round(time.monotonic() - started, 2)}
+        return facts
 
     def _why(self, decisions: Decisions) -> str:
         if not len(decisions.votes.rows):
