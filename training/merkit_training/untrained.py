@@ -15,12 +15,11 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import nn
 
-from merkit.pipeline import SEED_VOTERS
 from merkit_training.encoders.audio import encoder as audio_encoder
 from merkit_training.encoders.joint import start as joint_encoder
 from merkit_training.encoders.text import encoder as text_encoder
 from merkit_training.encoders.vision import train as vision
-from merkit_training.fusion.config import BranchConfig
+from merkit_training.fusion.config import FusionConfig
 from merkit_training.fusion.model import Fusion
 from merkit_training.labels import MER6
 from merkit_training.recipe import Recipe
@@ -47,19 +46,20 @@ def write_untrained_run(recipe: Recipe, run: Path, labels: Sequence[str] = MER6)
     joint, both = joint_encoder.from_recipe(recipe)
     _save(run, "joint_encoder", joint, both)
     widths |= {"a": audio.hidden, "t": text.hidden, "j": joint.llm.hidden}
-    _save_fusion(recipe.fusion.branch, widths, run, labels)
+    _save_fusion(recipe.fusion, widths, run, labels)
     _write_byte_tokenizer(run / "tokenizer" / "tokenizer.json")
     return run
 
 
 def _save_fusion(
-    branch: BranchConfig, widths: dict[str, int], run: Path, labels: Sequence[str]
+    config: FusionConfig, widths: dict[str, int], run: Path, labels: Sequence[str]
 ) -> None:
-    fusion = _shaken(Fusion(SEED_VOTERS, widths, len(labels), branch))
+    branches, branch = config.branches(), config.branch
+    fusion = _shaken(Fusion(branches, widths, len(labels), branch))
     fusion.temperatures.fill_(1.3)
     voters = [
         {"name": v.name, "groups": list(v.groups), "waf": 0.5 - i / 100, "temperature": 1.3}
-        for i, v in enumerate(SEED_VOTERS)
+        for i, v in enumerate(branches)
     ]
     facts = {"voters": voters, "labels": list(labels), "widths": widths, "branch": asdict(branch)}
     save_step(run, "fusion", facts, fusion.state_dict(), {"scores": {}})

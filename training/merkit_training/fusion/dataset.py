@@ -107,6 +107,24 @@ def test_splits(run: Path) -> tuple[str, ...]:
     return in_split_order(found)
 
 
+def ranking_clips(run: Path, rank_on: str) -> FeatureSet | None:
+    """The clips that rank the voters (`FusionConfig.rank_on`); None: out-of-fold predictions do.
+
+    Raises:
+        InvalidInputError: the run has no test split to rank on.
+    """
+    if rank_on == "out_of_fold":
+        return None
+    splits = ("val",) if rank_on == "validation" else test_splits(run)
+    if not splits:
+        raise InvalidInputError(
+            "[fusion] rank_on is 'test', and the data has no test split",
+            "labelled test clips",
+            "set rank_on to 'out_of_fold' or 'validation'",
+        )
+    return join([read_features(run / "features" / split) for split in splits])
+
+
 def join(parts: list[FeatureSet]) -> FeatureSet:
     """The clips of all parts, in order."""
     merged: dict[str, Any] = {}

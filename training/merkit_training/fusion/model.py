@@ -70,7 +70,8 @@ class Branch(nn.Module):
         """Logits and gate.
 
         Args:
-            features: float32 [b, width] for each group; whatever stands in absent rows.
+            features: float32 [b, width] for each group; absent rows may hold anything, and
+                count as zeros.
             here: bool [b, groups], which are present.
 
         Returns:
@@ -82,25 +83,30 @@ class Branch(nn.Module):
             present = here[:, i : i + 1]
             known = torch.where(present, feature, 0.0)
             scaled = (known - self.get_buffer(f"mean_{i}")) * self.get_buffer(f"scale_{i}")
-            hidden.append(torch.where(present, encoder(scaled), 0.0))
+            encoded = encoder(scaled)
+            hidden.append(torch.where(present, encoded, 0.0) if self.config.masked else encoded)
         joint = self.joint(torch.cat(hidden, dim=1))
         weights = self.weigh(self.attention(joint), here)
         attended = (torch.stack(hidden, dim=1) * weights.unsqueeze(2)).sum(dim=1)
         if self.config.residual:
             attended = attended + joint
-        size = weights.abs()
+        size = torch.where(here, weights.abs(), 0.0)
         return self.head(attended), size / size.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
     def weigh(self, logits: Tensor, here: Tensor) -> Tensor:
-        """Attention weights [b, groups], exactly 0 for absent groups."""
-        if self.config.gate == "linear":
-            return torch.where(here, logits, 0.0)
-        gate = torch.where(here, logits, FAR_BELOW).softmax(dim=1)
-        return torch.where(here, gate, 0.0)
+        """Attention weights [b, groups]; masked ones are exactly 0 for absent groups."""
+        masked = self.config.masked
+        if self.config.gate == "softmax":
+            logits = (torch.where(here, logits, FAR_BELOW) if masked else logits).softmax(dim=1)
+        return torch.where(here, logits, 0.0) if masked else logits
 
 
 class Fusion(nn.Module):
     """The step `fusion`: all voters in rank order, calibrated.
+
+    Calibration is two buffers that the exported graph keeps by these names, so that
+    `merkit calibrate` can replace them: `temperatures` [voters] divide a branch's logits,
+    `log_prior` [classes] is added to what is left.
 
     Args:
         voters: branches, best first.
@@ -110,6 +116,7 @@ class Fusion(nn.Module):
     """
 
     temperatures: Tensor
+    log_prior: Tensor
 
     def __init__(
         self,
@@ -124,6 +131,7 @@ class Fusion(nn.Module):
             Branch([widths[g] for g in voter.groups], classes, config) for voter in voters
         )
         self.register_buffer("temperatures", torch.ones(len(voters)))
+        self.register_buffer("log_prior", torch.zeros(classes))
 
     def forward(
         self,
@@ -148,17 +156,21 @@ class Fusion(nn.Module):
         given = (audio_features, text_features, face_features, joint_features, face_features_large)
         features = dict(zip(GROUPS, given, strict=True))
         here = group_presence(presence)
-        rows, shares = [], []
-        for i, (voter, branch) in enumerate(zip(self.voters, self.branches, strict=True)):
+        rows, spoke, shares = [], [], []
+        for voter, branch in zip(self.voters, self.branches, strict=True):
             own = torch.cat([here[g] for g in voter.groups], dim=1)
             logits, share = branch([features[g] for g in voter.groups], own)
             some = own.to(torch.float32).amax(dim=1, keepdim=True)
-            rows.append((logits / self.temperatures[i]).softmax(dim=1) * some)
+            rows.append(logits)
+            spoke.append(some)
             zero = torch.zeros_like(some)
             place = {g: k for k, g in enumerate(voter.groups)}
             columns = [share[:, place[g]].unsqueeze(1) if g in place else zero for g in GROUPS]
             shares.append(torch.cat(columns, dim=1))
-        return torch.stack(rows, dim=1), torch.stack(shares, dim=1)
+        # voters last: so the graph divides by the temperatures as they are, not by copies
+        calibrated = (torch.stack(rows, dim=2) / self.temperatures).transpose(1, 2)
+        scores = (calibrated + self.log_prior).softmax(dim=2) * torch.stack(spoke, dim=1)
+        return scores, torch.stack(shares, dim=1)
 
 
 def group_presence(presence: Tensor) -> dict[str, Tensor]:
@@ -178,5 +190,5 @@ def load(run: Path) -> Fusion:
     voters = [Voter(v["name"], tuple(v["groups"])) for v in facts["voters"]]
     config = from_table(BranchConfig, facts["branch"], "fusion/config.json [branch]")
     model = Fusion(voters, facts["widths"], len(facts["labels"]), config)
-    model.load_state_dict(tensors)
+    model.load_state_dict({"log_prior": model.log_prior} | tensors)  # runs of old have none
     return model.eval()

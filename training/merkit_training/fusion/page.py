@@ -16,6 +16,7 @@ SYSTEM_NAMES = {
 }
 EVIDENCE = {"a": "sound", "t": "words", "v": "video", "j": "sound", "V": "video", "vote": "all"}
 """The ceiling in the data card that bounds each system."""
+ON_TEST = "vote ranked on the test split"
 
 
 def page(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
@@ -32,6 +33,7 @@ def page(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
         "`merkit-train run` measures it in its last stage, and "
         "`python -m merkit_training.fusion.tables RUN` prints this page.",
         _systems(tables, tests),
+        *_remarks(tables),
         "## Does the vote beat the best single feature group?",
         "\n".join(_verdict(name, tables["gain"][name]) for name in tests),
         "## And the simpler rivals?",
@@ -82,10 +84,28 @@ def _systems(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
     systems = dict(tables["systems"])
     order = ["majority class", *GROUPS, "logistic regression", *tables["voters"]]
     rows = [_header("system", tests)]
-    for key in [*order, "mean probability", "vote"]:
+    votes = ["mean probability", "weighted vote", ON_TEST, "vote"]
+    for key in (key for key in [*order, *votes] if key in systems):
         cells = [f"{systems[key][t]['waf']:.3f} ± {systems[key][t]['sd']:.3f}" for t in tests]
         rows.append(_row(_title(key, tables["voters"]), cells))
     return "\n".join(rows)
+
+
+def _remarks(tables: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of rows that saw the test clips."""
+    remarks = []
+    if ON_TEST in tables["systems"]:
+        remarks.append(
+            "The weighted vote counts each branch's ballot by its WAF on `val`. The vote ranked on "
+            "the test split is the seed's own procedure: it has seen the test labels, and no "
+            "deployed system can do so."
+        )
+    if tables.get("rank_on") == "test":
+        remarks.append(
+            "**The recipe ranks the voters on the test clips (`rank_on`): every figure of the "
+            "vote here is too high.**"
+        )
+    return remarks
 
 
 def _title(key: str, voters: Sequence[str]) -> str:
@@ -110,7 +130,8 @@ def _verdict(test: str, gain: Mapping[str, Any]) -> str:
 
 def _rivals(tables: Mapping[str, Any]) -> list[str]:
     """What a user could run instead of the vote: the best branch alone, or one plain model."""
-    return [tables["voters"][0], "mean probability", "logistic regression"]
+    rivals = [tables["voters"][0], "mean probability", "weighted vote", "logistic regression"]
+    return [rival for rival in rivals if rival in tables["systems"]]
 
 
 def _rival(tables: Mapping[str, Any], tests: Sequence[str], rival: str) -> str:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from merkit_training.fusion.dataset import read_features
+from merkit_training.fusion.dataset import ranking_clips, read_features
 from merkit_training.fusion.tables import OWN, write_tables
 from merkit_training.fusion.train import fit_fusion
 from merkit_training.labels import classes_of
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from merkit_training.recipe import Recipe
 
 
+RANKED_ON = {
+    "out_of_fold": "weighted average F1 of out-of-fold predictions on the training clips",
+    "validation": "weighted average F1 on the validation clips",
+    "test": "weighted average F1 on the TEST clips, as the seed does: its test scores are too high",
+}
+"""What a run and its bundle say of the ranking, by `FusionConfig.rank_on`."""
+
+
 def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     """The stage `fusion`: writes run/fusion with the modality table; returns the scores."""
     started = time.monotonic()
@@ -34,7 +42,10 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     config, seed = recipe.fusion, stage_seed(recipe, "fusion")
     data, validation = (read_features(run / "features" / split) for split in ("train", "val"))
     labels = classes_of(corpus)
-    model, held_out, scores = fit_fusion(data, validation, config, seed, len(labels))
+    ranking = ranking_clips(run, config.rank_on)
+    model, held_out, scores = fit_fusion(
+        data, validation, config, seed, len(labels), ranking=ranking
+    )
     _write_held_out(run / "fusion", held_out, data.names)
     voters = [
         {"name": v.name, "groups": list(v.groups), "waf": score, "temperature": temperature}
@@ -44,14 +55,14 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     ]
     facts = {
         "voters": voters,
-        "ranked_on": "weighted average F1 of out-of-fold predictions on the training clips",
+        "ranked_on": RANKED_ON[config.rank_on],
         "labels": list(labels),
         "widths": data.widths(),
         "branch": asdict(config.branch),
     }
     if read_json(corpus / "card.json").get("kind") == OWN:
         facts["data"] = OWN
-    summary = {f"out_of_fold_{v['name']}": score for v, score in zip(voters, scores, strict=True)}
+    summary = {f"{config.rank_on}_{v['name']}": v["waf"] for v in voters}
     summary |= write_tables(config, corpus, run, model, seed)
     card = {"scores": summary, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
     if unknown := sum(name.startswith("/") for name in data.identities):

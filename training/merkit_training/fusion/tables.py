@@ -30,9 +30,14 @@ from merkit.pipeline import GROUPS
 from merkit.voting import NOBODY, ranked_mode
 from merkit_training.corpus import in_split_order
 from merkit_training.fusion.config import FusionConfig
-from merkit_training.fusion.dataset import FeatureSet, read_features, test_splits
+from merkit_training.fusion.dataset import (
+    FeatureSet,
+    ranking_clips,
+    read_features,
+    test_splits,
+)
 from merkit_training.fusion.model import Fusion
-from merkit_training.fusion.page import page
+from merkit_training.fusion.page import ON_TEST, page
 from merkit_training.fusion.train import (
     fit_branch,
     fit_fusion,
@@ -52,6 +57,7 @@ Predictions = dict[str, dict[str, Labels]]
 """Labels [n] by system and test split."""
 
 VOTE, MEAN, LOGISTIC, MAJORITY = "vote", "mean probability", "logistic regression", "majority class"
+WEIGHTED = "weighted vote"
 SUBSETS = {
     "+".join(m for m, shown in zip(MODALITIES, flags, strict=True) if shown): flags
     for flags in itertools.product((True, False), repeat=len(MODALITIES))
@@ -88,6 +94,7 @@ def write_tables(
         "ceilings": card.get("ceilings", {}),
         "own_data": card.get("kind") == OWN,
         "voters": [v.name for v in deployed.voters],
+        "rank_on": config.rank_on,
         "systems": {
             system: spread(truth, [r[system] for r in runs], classes) for system in runs[0]
         },
@@ -112,7 +119,8 @@ def one_seed(
     data, validation = (read_features(run / "features" / s) for s in ("train", "val"))
     tests = {name: read_features(run / "features" / name) for name in test_splits(run)}
     if fusion is None:
-        fusion, _, _ = fit_fusion(data, validation, config, seed, classes)
+        ranking = ranking_clips(run, config.rank_on)
+        fusion, _, _ = fit_fusion(data, validation, config, seed, classes, ranking=ranking)
     fallback = majority(data)
     found: Predictions = {MAJORITY: {n: np.full(len(t), fallback) for n, t in tests.items()}}
     for group in GROUPS:
@@ -121,16 +129,35 @@ def one_seed(
             n: labels_of(*predict(branch, [group], t), fallback) for n, t in tests.items()
         }
     found[LOGISTIC] = logistic(data, tests, seed)
+    weights = branch_scores(fusion, validation, fallback, classes)
     for name, test in tests.items():
-        for system, labels in voted(fusion, test, fallback).items():
+        for system, labels in voted(fusion, test, fallback, weights=weights).items():
             found.setdefault(system, {})[name] = labels
+        order = np.argsort(-branch_scores(fusion, test, fallback, classes), kind="stable")
+        label, _ = ranked_mode(probabilities(fusion, test)[:, order])
+        found.setdefault(ON_TEST, {})[name] = np.where(label == NOBODY, fallback, label)
     return found
 
 
+def branch_scores(
+    fusion: Fusion, data: FeatureSet, fallback: int, classes: int
+) -> NDArray[np.float64]:
+    """WAF [voters] of each branch."""
+    labels, truth = voted(fusion, data, fallback), data.labels.numpy()
+    return np.array([waf(truth, labels[voter.name], classes) for voter in fusion.voters])
+
+
 def voted(
-    fusion: Fusion, data: FeatureSet, fallback: int, shown: torch.Tensor | None = None
+    fusion: Fusion,
+    data: FeatureSet,
+    fallback: int,
+    shown: torch.Tensor | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> dict[str, Labels]:
-    """Labels of each branch, of their mean probability and of the vote."""
+    """Labels of each branch, of their mean probability and of the vote.
+
+    With `weights` [voters] also of the weighted vote: the label whose voters weigh most together.
+    """
     scores = probabilities(fusion, data, shown)
     spoke = np.asarray((scores != 0).any(axis=2))
     found = {
@@ -140,6 +167,10 @@ def voted(
     someone = spoke.any(axis=1)
     label, _ = ranked_mode(scores)
     found[MEAN] = np.where(someone, scores.sum(axis=1).argmax(axis=1), fallback)
+    if weights is not None:
+        ballots = (scores == scores.max(axis=2, keepdims=True)) & spoke[..., None]
+        heaviest = (ballots * weights[:, None]).sum(axis=1).argmax(axis=1)
+        found[WEIGHTED] = np.where(someone, heaviest, fallback)
     found[VOTE] = np.where(label == NOBODY, fallback, label)
     return found
 

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from merkit.contract import Voter
 from merkit.errors import InvalidInputError
-from merkit.pipeline import SEED_VOTERS
 from merkit_training.fusion.calibration import fit_temperature
 from merkit_training.fusion.config import FusionConfig
 from merkit_training.fusion.dataset import FeatureSet
@@ -41,7 +40,7 @@ def fit_branch(
     seed: int,
     classes: int = 0,
 ) -> Branch:
-    """Trains one branch on `data`; keeps the epoch with the least loss on `validation`.
+    """Trains one branch on `data`; keeps the epoch that `config.select` finds best on `validation`.
 
     `classes` is their number; 0: as many as the labels show.
     """
@@ -52,17 +51,19 @@ def fit_branch(
     rows = evenly(len(data), STATISTICS)
     branch.standardise_by(*_view(groups, data, rows, data.presence[rows]))
     weights = class_weights(data.labels, config.balance, classes)
-    optimizer = torch.optim.AdamW(
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(
         branch.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     size = min(config.batch_size, len(data))
-    steps = config.epochs * (len(data) // size)
+    starts = range(0, len(data) - size + 1 if config.drop_last else len(data), size)
+    steps = config.epochs * len(starts)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     best, kept = float("inf"), copy.deepcopy(branch.state_dict())
     for _ in range(config.epochs):
         branch.train()
         order = torch.randperm(len(data))
-        for start in range(0, len(data) - size + 1, size):
+        for start in starts:
             rows = order[start : start + size]
             shown = hide_modalities(data.presence[rows], config.modality_dropout)
             features, here = _view(groups, data, rows, shown)
@@ -72,9 +73,14 @@ def fit_branch(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            schedule.step()
+            if config.schedule == "cosine":
+                schedule.step()
         logits, voted = predict(branch, groups, validation)
-        score = float(_loss(logits, voted.unsqueeze(1), validation.labels, weights, 0.0))
+        if config.select == "waf":
+            guessed = labels_of(logits, voted, majority(data))
+            score = -waf(validation.labels.numpy(), guessed, classes)
+        else:
+            score = float(_loss(logits, voted.unsqueeze(1), validation.labels, weights, 0.0))
         if score < best:
             best, kept = score, copy.deepcopy(branch.state_dict())
     branch.load_state_dict(kept)
@@ -172,20 +178,35 @@ def fit_fusion(
     config: FusionConfig,
     seed: int,
     classes: int,
-    voters: Sequence[Voter] = SEED_VOTERS,
+    voters: Sequence[Voter] | None = None,
+    ranking: FeatureSet | None = None,
 ) -> tuple[Fusion, dict[str, Tensor], list[float]]:
     """Ranks, calibrates and refits all branches.
 
+    Args:
+        data: trained on.
+        validation: each fit's epoch is chosen on it.
+        config: of the branches and their training.
+        seed: of weights, batches and folds.
+        classes: their number.
+        voters: the branches; None: those of `config`.
+        ranking: clips whose WAF ranks the voters; None: out-of-fold predictions on `data`.
+
     Returns:
         The fusion with voters in rank order; out-of-fold `logits` [n, voters, classes], `voted`
-        [n, voters] and `fold` [n], in the same order; the voters' out-of-fold WAF.
+        [n, voters] and `fold` [n], in the same order; the WAF that ranks each voter.
     """
     judged = []
     truth, fallback = data.labels.numpy(), majority(data)
+    voters = config.branches() if voters is None else voters
     for voter in tqdm(voters, desc=f"fusion, seed {seed}", unit="branch"):
         logits, voted = out_of_fold(voter.groups, data, validation, config, seed, classes)
-        score = waf(truth, labels_of(logits, voted, fallback), classes)
         branch = fit_branch(voter.groups, data, validation, config, seed, classes)
+        if ranking is None:
+            score = waf(truth, labels_of(logits, voted, fallback), classes)
+        else:
+            found = labels_of(*predict(branch, voter.groups, ranking), fallback)
+            score = waf(ranking.labels.numpy(), found, classes)
         judged.append((score, voter, logits, voted, branch))
     judged.sort(key=lambda row: -row[0])
     model = Fusion([row[1] for row in judged], data.widths(), classes, config.branch)
