@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from merkit.contract import Preprocessing
-from merkit.faces import find_faces
-from merkit.media import decode_clip
 from merkit_training.corpus import Clip, read_clips
+from merkit_training.data.evidence import decode_record, faces_in
+from merkit_training.data.records import ClipRecord
 from merkit_training.runs import read_json, write_json
 
 DECODERS = 2
@@ -78,8 +78,9 @@ def _decode(clips: Sequence[Clip], p: Preprocessing, folder: Path) -> None:
     }
 
     def one(i: int) -> None:
-        clip = decode_clip(clips[i].path, p)
-        crops = find_faces(clip.frames, clip.frame_times, p).crops
+        record = clips[i].record or ClipRecord(clips[i].name, clips[i].path)
+        clip = decode_record(record, p)
+        crops = faces_in(record, clip, p).crops
         arrays["crops"][i, : len(crops)], arrays["face_count"][i] = crops, len(crops)
         length = len(clip.waveform)
         arrays["waveform"][i, :length], arrays["waveform_length"][i] = clip.waveform, length
@@ -92,7 +93,7 @@ def _decode(clips: Sequence[Clip], p: Preprocessing, folder: Path) -> None:
     facts = {
         "names": [clip.name for clip in clips],
         "texts": [clip.text for clip in clips],
-        "identities": [str(clip.truth.get("identity", clip.name)) for clip in clips],
+        "identities": [clip.group or clip.name for clip in clips],
         "labels": [clip.label for clip in clips],
     }
     write_json(folder / "clips.json", facts)

@@ -102,13 +102,14 @@ class Features:
     @torch.inference_mode()
     def _batch(self, clips: Inputs, rows: slice) -> dict[str, Tensor]:
         faces, samples = (
-            int(clips.arrays[n][rows].max()) for n in ("face_count", "waveform_length")
-        )
+            int(clips.arrays[n][rows].max()) if {*self.letters} & {*groups} else 0
+            for n, groups in (("face_count", "vV"), ("waveform_length", "aj"))
+        )  # what no group reads is not prepared: spectra take longer than a face encoder
         entry = [
             torch.from_numpy(np.array(clips.arrays["crops"][rows, :faces])),
-            torch.from_numpy(np.array(clips.arrays["face_count"][rows])),
+            torch.from_numpy(np.array(clips.arrays["face_count"][rows])).clamp(max=faces),
             torch.from_numpy(np.array(clips.arrays["waveform"][rows, :samples])),
-            torch.from_numpy(np.array(clips.arrays["waveform_length"][rows])),
+            torch.from_numpy(np.array(clips.arrays["waveform_length"][rows])).clamp(max=samples),
         ]
         count = len(entry[0])
         words, silence = self._ids(clips.texts[rows]), self._ids(("",) * count)
