@@ -275,7 +275,8 @@ class Loop:
 
 def _steps(count: int, fusion: FusionConfig) -> int:
     """Steps of an epoch over `count` clips, as `fit_branch` takes them."""
-    return count // min(count, fusion.batch_size)
+    size = min(count, fusion.batch_size)
+    return count // size if fusion.drop_last else -(-count // size)
 
 
 def best_round(rounds: Sequence[Mapping[str, Any]]) -> int:

@@ -76,6 +76,8 @@ def mine(
     truth = truth or [path for corpus in pools for path in corpus.glob(TRUTH)]
     known = known_labels(material.pool.names, read_truth(truth, material.classes))
     _begin(out, run, material, config)
+    if config.transductive:
+        print("transductive: test clips in the pool are learnt from", flush=True)
     loops = [Loop(material, config, seed, out / f"seed-{seed}") for seed in seeds]
     found = [loop.run() for loop in loops]
     kept = loops[0].kept(found[0])
