@@ -167,7 +167,7 @@ def _overall(table: Table, settings: Settings) -> dict[str, Any]:
     bare, _ = s.estimates(table.truth, constant, sure, 1, settings.seed)
     return {
         **{name: estimate.to_json() for name, estimate in found.items()},
-        "class_f1": [estimate.to_json() for estimate in f1],
+        "class_f1": [estimate and estimate.to_json() for estimate in f1],
         "majority": {"label": most[0], "waf": round(bare["waf"].value, ROUNDED)},
     }
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from merkit.report import USE_STATEMENT
 from merkit_training.evaluation import charts
 from merkit_training.evaluation.measure import LEAST
+from merkit_training.evaluation.tables import Row, cell, details, estimate, head, number, table
 
 SHOWN = 30  # rows of a table; the JSON has all
 MEASURES = {
@@ -24,7 +25,6 @@ MEASURES = {
     "ece": ("ECE", "calibration error; less is better"),
     "brier": ("Brier", "0 to 2; less is better"),
 }
-Row = Mapping[str, Any]
 
 
 def html(report: Row, pages: Mapping[str, str]) -> str:
@@ -93,7 +93,8 @@ def _tiles(report: Row) -> str:
     bare = report["overall"]["majority"]
     always = (
         f'<p class="quiet">Below each figure its 95 % interval (bootstrap over clips, '
-        f"{report['settings']['resamples']} resamples). Answering "
+        f"{report['settings']['resamples']} resamples). On a few dozen clips such intervals are "
+        "too narrow, and one of no width only says that all these clips came out alike. Answering "
         f"“{escape(report['labels'][bare['label']])}” to every clip has a WAF of "
         f"{bare['waf']:.3f}.</p>"
     )
@@ -103,9 +104,9 @@ def _tiles(report: Row) -> str:
 def _classes(report: Row) -> str:
     rows = [
         [
-            _head(name),
-            _number(str(count)),
-            *_estimate(f1),
+            head(name),
+            number(str(count)),
+            *(estimate(f1) if f1 else [cell("no clip")]),
         ]
         for name, count, f1 in zip(
             report["labels"],
@@ -114,26 +115,26 @@ def _classes(report: Row) -> str:
             strict=True,
         )
     ]
-    table = _table("F1 of each class", ("class", "#clips", "#F1", "#95 % interval", "0 to 1"), rows)
-    return f"{table}<h3>Confusion</h3>{charts.confusion(report['confusion'], report['labels'])}"
+    scored = table("F1 of each class", ("class", "#clips", "#F1", "#95 % interval", "0 to 1"), rows)
+    return f"{scored}<h3>Confusion</h3>{charts.confusion(report['confusion'], report['labels'])}"
 
 
 def _calibration(report: Row) -> str:
     bins = report["reliability"]
     rows = [
         [
-            _number(f"{b['confidence']:.3f}"),
-            _number(f"{b['right']:.3f}"),
-            _number(f"{b['low']:.3f} to {b['high']:.3f}"),
-            _number(str(b["clips"])),
+            number(f"{b['confidence']:.3f}"),
+            number(f"{b['right']:.3f}"),
+            number(f"{b['low']:.3f} to {b['high']:.3f}"),
+            number(str(b["clips"])),
         ]
         for b in bins
     ]
-    table = _table("Reliability", ("#mean confidence", "#right", "#95 % interval", "#clips"), rows)
+    numbers = table("Reliability", ("#mean confidence", "#right", "#95 % interval", "#clips"), rows)
     return (
         "<p>A calibrated model is right on 70 % of the clips that it gives 70 %. Points below the "
         "dashed line: too sure; above: not sure enough. Bars at the foot: number of clips.</p>"
-        f"{charts.reliability(bins)}{_details('Numbers', table)}"
+        f"{charts.reliability(bins)}{details('Numbers', numbers)}"
     )
 
 
@@ -143,18 +144,18 @@ def _branches(branches: Sequence[Row]) -> str:
     rows = []
     for b in branches:
         if "waf" not in b:
-            rows.append([_head(b["name"]), _number("0"), *[_cell("abstained on every clip")] * 1])
+            rows.append([head(b["name"]), number("0"), cell("abstained on every clip")])
             continue
         gap = b["vote less it"]
         rows.append(
             [
-                _head(b["name"]),
-                _number(str(b["clips"])),
-                _number(f"{b['out of fold']:.3f}" if "out of fold" in b else ""),
-                _number(f"{b['waf']['value']:.3f}"),
-                _number(f"{b['waf']['low']:.3f} to {b['waf']['high']:.3f}"),
-                _number(f"{gap['value']:+.3f}"),
-                _number(f"{gap['low']:+.3f} to {gap['high']:+.3f}"),
+                head(b["name"]),
+                number(str(b["clips"])),
+                number(f"{b['out of fold']:.3f}" if "out of fold" in b else ""),
+                number(f"{b['waf']['value']:.3f}"),
+                number(f"{b['waf']['low']:.3f} to {b['waf']['high']:.3f}"),
+                number(f"{gap['value']:+.3f}"),
+                number(f"{gap['low']:+.3f} to {gap['high']:+.3f}"),
                 f'<td class="draw">{charts.interval(gap, -reach, reach, zero=True)}</td>',
             ]
         )
@@ -166,7 +167,7 @@ def _branches(branches: Sequence[Row]) -> str:
         "<p>In rank order. <em>Vote less it</em>: WAF of the vote minus that of the branch, on the "
         "clips on which the branch voted; the interval is of a paired bootstrap. Only an interval "
         "that does not contain 0 shows a difference. <em>Out of fold</em>: the score that ranked "
-        "the branch when it was trained.</p>" + _table("Branches", heads, rows)
+        "the branch when it was trained.</p>" + table("Branches", heads, rows)
     )
 
 
@@ -202,16 +203,16 @@ def _groups(groups: Mapping[str, Sequence[Row]]) -> str:
 def _group_table(column: str, rows: Sequence[Row]) -> str:
     cells = [
         [
-            _head(row["value"]),
-            _number(str(row["clips"])),
-            _number(f"{row['accuracy']['value']:.3f}"),
-            *_estimate(row["waf"]),
+            head(row["value"]),
+            number(str(row["clips"])),
+            number(f"{row['accuracy']['value']:.3f}"),
+            *estimate(row["waf"]),
         ]
         for row in rows
         if row["clips"]
     ]
     heads = (column, "#clips", "#accuracy", "#WAF", "#95 % interval", "0 to 1")
-    return _table(f"Scores by {column}", heads, cells)
+    return table(f"Scores by {column}", heads, cells)
 
 
 def _robustness(found: Row) -> str:
@@ -220,7 +221,7 @@ def _robustness(found: Row) -> str:
         f"<p>On {found['clips']} clips, WAF {clean['value']:.3f} ({clean['low']:.3f} to "
         f"{clean['high']:.3f}) as they are. The transcript is given and stays as it is under noise "
         "and blur. Clips on which nothing was left to judge are not in a point’s WAF; its number "
-        "of clips tells.</p>"
+        "of clips tells. <em>Change</em>: from the same clips as they are.</p>"
     ]
     sound = {n: found["curves"][n] for n in ("noise", "babble") if n in found["curves"]}
     drawn = []
@@ -252,14 +253,14 @@ def _robustness(found: Row) -> str:
         "#WAF",
         "#95 % interval",
         "0 to 1",
-        "#less clean",
+        "#change",
         "#95 % interval",
     )
     if rows:
-        parts.append(_details("Numbers of noise and blur", _table("Noise and blur", heads, rows)))
+        parts.append(details("Numbers of noise and blur", table("Noise and blur", heads, rows)))
     patterns = [_point_row(p["condition"].partition(":")[2], p) for p in found["patterns"]]
     parts.append(
-        "<h3>With these modalities alone</h3>" + _table("Missing modalities", heads, patterns)
+        "<h3>With these modalities alone</h3>" + table("Missing modalities", heads, patterns)
     )
     return "".join(parts)
 
@@ -282,14 +283,14 @@ def _chart(name: str, levels: Sequence[str], lines: Mapping[str, Any], axis: str
 
 def _point_row(name: str, p: Row) -> list[str]:
     if "waf" not in p:
-        return [_head(name), _number("0"), _cell("nothing to judge")]
+        return [head(name), number("0"), cell("nothing to judge")]
     gap = p["less clean"]
     return [
-        _head(name),
-        _number(str(p["clips"])),
-        *_estimate(p["waf"]),
-        _number(f"{gap['value']:+.3f}"),
-        _number(f"{gap['low']:+.3f} to {gap['high']:+.3f}"),
+        head(name),
+        number(str(p["clips"])),
+        *estimate(p["waf"]),
+        number(f"{gap['value']:+.3f}"),
+        number(f"{gap['low']:+.3f} to {gap['high']:+.3f}"),
     ]
 
 
@@ -305,17 +306,17 @@ def _worst(worst: Sequence[Row], pages: Mapping[str, str]) -> str:
         rows.append(
             [
                 f'<td class="name">{name}</td>',
-                _cell(w["truth"]),
-                _cell(w["label"]),
-                _number(f"{w['score']:.1%}"),
-                _number(f"{w['of truth']:.1%}"),
+                cell(w["truth"]),
+                cell(w["label"]),
+                number(f"{w['score']:.1%}"),
+                number(f"{w['of truth']:.1%}"),
                 f'<td class="quiet">{escape(facts)}</td>',
             ]
         )
     heads = ("clip", "true", "answer", "#its score", "#score of the true class", "")
     return (
         "<p>The wrong answers that gave the true class least. A label may be wrong too: look at "
-        "the clip before blaming the model.</p>" + _table("Worst answers", heads, rows)
+        "the clip before blaming the model.</p>" + table("Worst answers", heads, rows)
     )
 
 
@@ -333,10 +334,10 @@ def _data(report: Row) -> str:
         "left out when the set was read": str(data["left out before"]),
     }
     pairs = "".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in counts.items())
-    rows = [[_head(p["clip"]), _cell(p["kind"]), _cell(p["detail"])] for p in problems[:200]]
+    rows = [[head(p["clip"]), cell(p["kind"]), cell(p["detail"])] for p in problems[:200]]
     told = "<p>Every clip was read and answered.</p>"
     if rows:
-        told = _table("Clips that are not in the figures, and remarks", ("clip", "what", ""), rows)
+        told = table("Clips that are not in the figures, and remarks", ("clip", "what", ""), rows)
     if len(problems) > len(rows):
         told += f"<p class='quiet'>{len(problems) - len(rows)} more are in the JSON.</p>"
     return f"<dl>{pairs}</dl><h3>Clips not in the figures, and remarks</h3>{told}"
@@ -357,43 +358,5 @@ def _set_name(data: Row) -> str:
 def _counted(data: Row) -> str:
     lost = data["asked"] - data["answered"] + data["left out before"]
     left = f", {lost} could not be evaluated (listed below)" if lost else ""
-    return f"{data['answered']} of {data['labelled']} labelled clips{left}"
-
-
-def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; heads that begin with # stand over numbers."""
-    cells = "".join(
-        f'<th scope="col" class="number">{escape(head[1:])}</th>'
-        if head.startswith("#")
-        else f'<th scope="col">{escape(head)}</th>'
-        for head in heads
-    )
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table class="list"><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _estimate(e: Row) -> list[str]:
-    return [
-        _number(f"{e['value']:.3f}"),
-        _number(f"{e['low']:.3f} to {e['high']:.3f}"),
-        f'<td class="draw">{charts.interval(e, 0, 1)}</td>',
-    ]
-
-
-def _details(summary: str, body: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
-
-
-def _head(text: str) -> str:
-    return f'<th scope="row">{escape(text)}</th>'
-
-
-def _number(text: str) -> str:
-    return f'<td class="number">{escape(text)}</td>'
-
-
-def _cell(text: str) -> str:
-    return f"<td>{escape(text)}</td>"
+    drawn = ", drawn at random" if data["asked"] < data["labelled"] else ""
+    return f"{data['answered']} of {data['labelled']} labelled clips{drawn}{left}"

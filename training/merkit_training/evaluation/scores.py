@@ -45,8 +45,8 @@ class Estimate:
 
 def estimates(
     truth: Labels, predicted: Labels, scores: Floats, resamples: int = 2000, seed: int = 0
-) -> tuple[dict[str, Estimate], list[Estimate]]:
-    """MEASURES by name, and the F1 of each class.
+) -> tuple[dict[str, Estimate], list[Estimate | None]]:
+    """MEASURES by name, and the F1 of each class (None: no clip is of that class).
 
     Args:
         truth, predicted: [n], n >= 1.
@@ -59,10 +59,19 @@ def estimates(
     parts = _parts(truth, predicted, scores)
     whole = _measures(np.ones((1, len(truth)), np.float32) @ parts, classes)
     drawn = [_measures(w @ parts, classes) for w in weights(len(truth), resamples, seed)]
-    low, high = np.percentile(np.concatenate(drawn), INTERVAL, axis=0)
-    found = [Estimate(*map(float, row)) for row in zip(whole[0], low, high, strict=True)]
-    count = len(MEASURES)
-    return dict(zip(MEASURES, found[:count], strict=True)), found[count:]
+    rows = np.concatenate(drawn)
+    found = [_estimate(whole[0, k], rows[:, k]) for k in range(whole.shape[1])]
+    named = [e for e in found[: len(MEASURES)] if e is not None]
+    return dict(zip(MEASURES, named, strict=True)), found[len(MEASURES) :]
+
+
+def _estimate(value: float, drawn: NDArray[np.float64]) -> Estimate | None:
+    """None for what is undefined; resamples in which it is undefined do not count."""
+    if np.isnan(value):
+        return None
+    defined = drawn[~np.isnan(drawn)]
+    low, high = np.percentile(defined if len(defined) else [value], INTERVAL)
+    return Estimate(float(value), float(low), float(high))
 
 
 def weights(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.float32]]:
@@ -88,7 +97,8 @@ def _parts(truth: Labels, predicted: Labels, scores: Floats) -> NDArray[np.float
 
 
 def _measures(sums: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
-    """[r, MEASURES + classes] from sums [r, ...] over the clips of each resample."""
+    """[r, MEASURES + classes] from sums [r, ...] over the clips of each resample; the F1 of a class
+    of which a resample has no clip is NaN: it says nothing of the class."""
     table = sums[:, : classes**2].reshape(-1, classes, classes).astype(np.float64)
     n = table.sum(axis=(1, 2))
     hits, support = np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2)
@@ -99,7 +109,7 @@ def _measures(sums: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
         recall / (support > 0).sum(axis=1),
         np.abs(sums[:, classes**2 : -1]).sum(axis=1) / n,
         sums[:, -1] / n,
-        *class_f1(table).T,
+        *np.where(support > 0, class_f1(table), np.nan).T,
     ]
     return np.stack(columns, axis=1)
 
