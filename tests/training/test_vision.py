@@ -18,7 +18,7 @@ from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputE
 from merkit_training.encoders.vision import train as vision
 from merkit_training.encoders.vision.augment import augment
 from merkit_training.encoders.vision.config import FaceEncoderConfig
-from merkit_training.encoders.vision.encoder import FaceEncoder, tile_positions, tiled
+from merkit_training.encoders.vision.encoder import FaceEncoder, normalised, tile_positions, tiled
 from merkit_training.encoders.vision.faces import FaceSets, repeated
 from merkit_training.labels import FACE8, MER6
 from merkit_training.preprocess import FaceGrid
@@ -107,13 +107,26 @@ def test_training_lays_tiles_out_as_the_preprocess_step_does() -> None:
 
 
 def test_augmentation_distorts_within_range_and_by_seed() -> None:
-    faces = torch.rand(8, 4, 3, 64, 64) * 2 - 1
+    faces, p = torch.rand(8, 4, 3, 64, 64) * 2 - 1, Preprocessing()
     torch.manual_seed(0)
-    first = augment(faces)
+    first = augment(faces, p)
     torch.manual_seed(0)
-    assert torch.equal(first, augment(faces))
-    assert not torch.equal(first, augment(faces))
+    assert torch.equal(first, augment(faces, p))
+    assert not torch.equal(first, augment(faces, p))
     assert first.shape == faces.shape and first.min() >= -1 and first.max() <= 1
+
+
+def test_augmentation_is_the_same_in_any_normalisation() -> None:
+    """ImageNet's mean and deviation put black and white beyond -1..1."""
+    imagenet = Preprocessing(face_mean=(0.485, 0.456, 0.406), face_std=(0.229, 0.224, 0.225))
+    images = np.random.default_rng(0).integers(0, 256, (4, 2, 64, 64, 3), dtype=np.uint8)
+    seen = []
+    for p in (Preprocessing(), imagenet):
+        torch.manual_seed(0)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (p.face_mean, p.face_std))
+        seen.append(augment(normalised(images, p), p) * std + mean)
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-5, rtol=0)
+    assert seen[1].min() < 0.01 and seen[1].max() > 0.99
 
 
 @pytest.mark.parametrize("config", BOTH, ids=IDS)

@@ -13,18 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from merkit.contract import Preprocessing
+
 SHIFT, SCALE, TURN = 0.02, 0.03, math.radians(3)  # half ranges of a detector's jitter
 LIGHT, CONTRAST = 0.05, 0.10
 BLUR_CHANCE, NOISE = 0.10, 0.02
 
 
-def augment(faces: Tensor) -> Tensor:
+def augment(faces: Tensor, p: Preprocessing) -> Tensor:
     """Distorts clips of crops; light and mirror are a clip's, geometry and blur a frame's.
 
     Args:
-        faces: float32 [b, f, 3, side, side] in -1..1.
+        faces: float32 [b, f, 3, side, side], normalised by the mean and deviation of `p`.
+        p: which say where black and white lie; the amounts above are of that range.
     """
     batch = len(faces)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (p.face_mean, p.face_std))
+    centre, half = (0.5 - mean) / std, 0.5 / std
+    faces = (faces - centre) / half  # -1..1
     mirrored = torch.rand(batch, 1, 1, 1, 1) < 0.5
     faces = torch.where(mirrored, faces.flip(-1), faces)
     contrast = 1 + CONTRAST * _uniform(batch, 1, 1, 1, 1)
@@ -34,7 +40,7 @@ def augment(faces: Tensor) -> Tensor:
     soft = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
     flat = torch.where(torch.rand(len(flat), 1, 1, 1) < BLUR_CHANCE, soft, flat)
     flat = flat + NOISE * torch.rand(len(flat), 1, 1, 1) * torch.randn_like(flat)
-    return flat.clamp(-1, 1).view(faces.shape)
+    return flat.clamp(-1, 1).view(faces.shape) * half + centre
 
 
 def _jitter(images: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         assert isinstance(model, ImageText)
         choice = len(told.texts) if config.wordings else 1
         wordings = torch.randint(choice, (len(indices),)).numpy()
-        seen = augment(normalised(images[told.rows[indices]], p)[:, None])[:, 0]
+        seen = augment(normalised(images[told.rows[indices]], p)[:, None], p)[:, 0]
         ids = told.ids(vocabulary, indices, wordings, config.max_words)
         return model.loss(seen, torch.from_numpy(ids), torch.from_numpy(told.facts[indices]))
 
