@@ -239,6 +239,35 @@ def test_a_corpus_with_classes_of_its_own_trains(tmp_path: Path) -> None:
     np.save(root / "faces" / "labels.npy", np.full(len(labels), -1))
     with pytest.raises(InvalidInputError, match="no labelled samples in the split 'train'"):
         FaceSets.read(root)
+    (root / "card.json").write_text("{", "utf-8")
+    with pytest.raises(InvalidInputError, match=r"card\.json is damaged"):
+        FaceSets.read(root)
+
+
+def test_gathered_faces_teach_beside_the_corpus_own(corpus: Path, tmp_path: Path) -> None:
+    more = write_tiny_corpus(tmp_path / "more", train=40, val=8, seed=1)
+    names = ["contempt", "Happiness", "angry"]
+    labels = np.arange(48) % 3
+    labels[0] = -1
+    np.save(more / "faces" / "labels.npy", labels)
+    write_json(more / "card.json", {"face_labels": names})
+    plain, joined = FaceSets.read(corpus), FaceSets.read(corpus, [more])
+    assert joined.face_classes == (*FACE8, "contempt") and joined.classes == MER6
+    assert plain.units and not joined.units
+    own = len(plain.singles["train"].labels)
+    told = [joined.face_classes[i] for i in joined.singles["train"].labels[own:]]
+    assert told[:3] == ["happy", "angry", "contempt"] and len(told) == 39
+    first = np.load(more / "faces" / "images.npy")[1]
+    assert np.array_equal(joined.singles["train"].images[own], first)
+    assert len(joined.singles["val"].labels) == len(plain.singles["val"].labels) + 8
+    card, _ = _trained(_recipe(sources=[str(more)]), corpus, tmp_path / "run")
+    assert "single_waf" in card["scores"]
+    np.save(more / "faces" / "images.npy", np.zeros((48, 32, 32, 3), np.uint8))
+    with pytest.raises(InvalidInputError, match="have 32 pixels"):
+        FaceSets.read(corpus, [more])
+    np.save(more / "faces" / "labels.npy", np.full(48, -1))
+    with pytest.raises(InvalidInputError, match="no labelled samples in the split 'train'"):
+        FaceSets.read(corpus, [more])
 
 
 def test_the_head_for_clips_keeps_what_it_knew_of_shared_classes() -> None:

@@ -96,6 +96,8 @@ def _names(corpus: Path, key: str) -> tuple[str, ...]:
     path = corpus / "card.json"
     if not path.is_file():
         return ()
-    card = json.loads(path.read_text("utf-8"))
-    names = card.get(key, ())
+    try:
+        names = json.loads(path.read_text("utf-8")).get(key, ())
+    except (ValueError, AttributeError) as error:
+        raise InvalidInputError(f"{path} is damaged ({error})", "the JSON of a corpus") from None
     return tuple(names) if isinstance(names, list) else ()

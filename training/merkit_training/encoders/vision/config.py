@@ -31,6 +31,7 @@ class FaceEncoderConfig:
     tune: Literal["full", "parts"] = "full"  # parts: `blocks` and `train_projector`, rest frozen
     blocks: tuple[int, int] | None = None  # first and last block to train, from 0; Table 2: 25, 47
     train_projector: bool = False  # Table 2's CLIP_proj, where no block is trained
+    sources: tuple[str, ...] = ()  # labelled faces of `merkit-train gather`, beside the corpus'
     classes: Literal[8, 6, 3] = 8  # of faces: all, those that clips have, or sentiments of both
     frames: Literal["single", "multi"] = "multi"  # clips as frames, or as grids of four (Fig. 2)
     single_epochs: Natural = 4  # over single faces

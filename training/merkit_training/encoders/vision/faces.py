@@ -10,7 +10,7 @@ both with three, so classes travel by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,11 +69,16 @@ class FaceSets:
         return int(self.singles["train"].units.shape[1])
 
     @staticmethod
-    def read(corpus: Path) -> FaceSets:
+    def read(corpus: Path, sources: Sequence[Path] = ()) -> FaceSets:
         """Reads both sets, without samples that have no label.
 
+        Args:
+            corpus: its root.
+            sources: folders of `merkit-train gather`, whose labelled faces are added.
+
         Raises:
-            InvalidInputError: as `open_set`; a label beyond the classes; an empty split.
+            InvalidInputError: as `open_set`; a label beyond the classes; an empty split; faces of
+                another side.
         """
         faces, sequences = open_set(corpus, "faces"), open_set(corpus, "sequences")
         names = face_classes_of(corpus), classes_of(corpus)
@@ -85,7 +90,35 @@ class FaceSets:
             {s: _samples(faces, s, scale, names[0], corpus / "faces") for s in SET_SPLITS},
             {s: _samples(sequences, s, scale, names[1], corpus / "sequences") for s in SET_SPLITS},
             *names,
+        )._beside(sources)
+
+    def _beside(self, sources: Sequence[Path]) -> FaceSets:
+        """These sets with the labelled faces of other folders. Their classes find their numbers
+        by name, new ones follow; action units, which they lack, are then told of nobody."""
+        if not sources:
+            return self
+        names = list(self.face_classes)
+        for folder in sources:
+            names += [name for name in face_classes_of(folder) if place(name, names) is None]
+        singles, clips = (
+            {s: replace(samples, units=samples.units[:, :0]) for s, samples in own.items()}
+            for own in (self.singles, self.sequences)
         )
+        for folder in sources:
+            found, own = open_set(folder, "faces"), face_classes_of(folder)
+            for split in SET_SPLITS:
+                if split != "train" and not len(_labelled(found, split)):
+                    continue  # what there is to choose by is the corpus' own
+                more = _samples(found, split, None, own, folder / "faces")
+                if more.images.shape[1:] != singles[split].images.shape[1:]:
+                    raise InvalidInputError(
+                        f"the faces of {folder} have {more.images.shape[1]} pixels",
+                        f"{singles[split].images.shape[1]}, as the corpus' own",
+                        "gather them with --recipe, which says so",
+                    )
+                numbers = numbers_of(own, tuple(names))
+                singles[split] = singles[split].joined(more.relabelled(numbers))
+        return replace(self, singles=singles, sequences=clips, face_classes=tuple(names))
 
     def taught(self, count: int) -> FaceSets:
         """The sets as `FaceEncoderConfig.classes` wants them.
@@ -134,11 +167,16 @@ def repeated(faces: FaceSets, count: int, seed: int) -> Samples:
     return Samples(images, numbers[singles.labels[chosen]], singles.units[chosen])
 
 
+def _labelled(found: ArraySet, split: str) -> NDArray[np.int64]:
+    """Rows of a split; gathered faces may lack a label."""
+    rows = found.indices(split)
+    return rows[found["labels"][rows] >= 0]
+
+
 def _samples(
     found: ArraySet, split: str, scale: Scale | None, classes: tuple[str, ...], where: Path
 ) -> Samples:
-    rows = found.indices(split)
-    rows = rows[found["labels"][rows] >= 0]  # gathered faces may lack a label
+    rows = _labelled(found, split)
     if not len(rows):
         raise InvalidInputError(
             f"{where} has no labelled samples in the split {split!r}",

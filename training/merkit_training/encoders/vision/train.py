@@ -183,7 +183,8 @@ def _train(step: str, recipe: Recipe, corpus: Path, run: Path) -> dict[str, floa
     torch.set_num_threads(min(config.threads, torch.get_num_threads()))  # OMP_NUM_THREADS caps it
     folder, seed = run / step, stage_seed(recipe, step)
     torch.manual_seed(seed)
-    faces = FaceSets.read(corpus).taught(config.classes)
+    sources = [Path(source) for source in config.sources]
+    faces = FaceSets.read(corpus, sources).taught(config.classes)
     saved = SavedFaceEncoder(
         config, p.face_size * p.grid, 1 if config.frames == "multi" else p.grid
     )
@@ -264,7 +265,7 @@ def _teach_singles(
     schedule = _schedule(config, config.single_epochs, config.lr, seed)
 
     def loss(model: nn.Module, indices: NDArray[np.int64]) -> Tensor:
-        images = augment(normalised(train.images[indices], p)[:, None])[:, 0]
+        images = augment(normalised(train.images[indices], p)[:, None], p)[:, 0]
         assert isinstance(model, FaceClassifier)
         return model.loss(images, *train.targets(indices))
 
@@ -289,7 +290,7 @@ def _teach_clips(
         if config.frames == "single":  # one frame of each, another one each time
             frame = torch.randint(images.shape[1], (len(images),)).numpy()
             images = images[np.arange(len(images)), frame][:, None]
-        seen = augment(normalised(images, p))
+        seen = augment(normalised(images, p), p)
         return model.loss(
             seen[:, 0] if config.frames == "single" else tiled(seen, p.grid),
             *train.targets(indices),
