@@ -92,7 +92,7 @@ def test_expw_with_several_faces_in_a_picture(tmp_path: Path) -> None:
 def test_folders_per_class_by_name_and_by_affectnet_s_number(tmp_path: Path) -> None:
     for name in (
         "train/happy/1.png", "test/Sadness/2.jpg", "3/3.jpg", "val/7/4.jpg", "loose.png",
-        "train/fear/deep/5.png", "readme.md", "bored/6.png",
+        "train/fear/deep/5.png", "readme.md", "bored/6.png", "12/7.png",
     ):  # fmt: skip
         _touch(tmp_path / name)
     entries = _read("folders", tmp_path)
@@ -106,11 +106,12 @@ def test_folders_per_class_by_name_and_by_affectnet_s_number(tmp_path: Path) -> 
         "loose.png": ("", ""),
         "train/fear/deep/5.png": ("fear", "train"),
         "bored/6.png": ("", ""),
+        "12/7.png": ("", ""),  # no number of AffectNet's
     }
     what = {problem.key: problem.what for problem in _problems(entries)}
     assert "'contempt' has no place" in what["val/7/4.jpg"]
     assert "'bored' has no place" in what["bored/6.png"]
-    assert set(what) == {"val/7/4.jpg", "bored/6.png", "loose.png", "readme.md"}
+    assert set(what) == {"val/7/4.jpg", "bored/6.png", "loose.png", "readme.md", "12/7.png"}
 
 
 def test_a_csv_as_of_ch_sims_with_labels_of_videos(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ RAFDB = ("", "surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")
 EXPW = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """ExpW's classes by number, from 0 (label.lst)."""
 AFFECTNET = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
-"""AffectNet's classes by number, from 0; names of its numbered class folders."""
+"""AffectNet's classes by number, from 0."""
+AFFECTNET_FOLDERS = frozenset(map(str, range(len(AFFECTNET))))
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val",
           "validation": "val", "test": "val"}  # fmt: skip
 
@@ -88,7 +89,7 @@ def read_folders(root: Path, classes: Sequence[str], cropped: bool) -> Iterator[
         if not names:
             yield Problem(key, "lies in no class folder: kept without a label")
         else:
-            name = AFFECTNET[int(names[0])] if names[0] in "01234567" else names[0]
+            name = AFFECTNET[int(names[0])] if names[0] in AFFECTNET_FOLDERS else names[0]
             label = yield from _placed(name, classes, key)
         yield Item(path, key, (Face(label=label),), split, cropped)
 
