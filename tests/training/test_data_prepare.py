@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from own_clips import CLASSES, row, write_clip, write_faulty, write_own_clips, write_table
 
 from merkit.contract import Preprocessing
-from merkit.errors import InvalidInputError
+from merkit.errors import InferenceError, InvalidInputError
 from merkit.media import decode_clip
 from merkit_training.corpus import clip_splits, open_set, read_clips, read_sentences, read_table
 from merkit_training.data import prepare as preparing
@@ -129,6 +130,14 @@ def test_a_killed_preparation_goes_on_and_gives_the_same(
     first = json.loads((corpus / "card.json").read_text("utf-8"))
     assert card["sha256"] == first["sha256"] and len(card["sha256"]) > 10
     assert not (tmp_path / "c" / ".parts").exists() and not list((tmp_path / "c").rglob("*.tmp*"))
+
+
+def test_a_decoder_that_dies_is_an_error(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "_quiet", os.abort)  # as a codec or the system would end it
+    with pytest.raises(InferenceError, match="a process that decodes died"):
+        prepare(own, tmp_path / "corpus", RECIPE)
 
 
 def test_another_table_or_folder_is_refused(own: Path, corpus: Path, tmp_path: Path) -> None:

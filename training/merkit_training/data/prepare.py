@@ -14,6 +14,8 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from tqdm import tqdm
 
 from merkit.bundle import sha256_file
 from merkit.contract import Preprocessing, canonical
-from merkit.errors import InvalidInputError
+from merkit.errors import InferenceError, InvalidInputError
 from merkit_training.corpus import SET_SPLITS
 from merkit_training.data.config import DataConfig
 from merkit_training.data.evidence import plain, problems_from, read_evidence
@@ -205,11 +207,20 @@ def _decode(parts: Sequence[Part], workers: int) -> None:
     # a plain fork would copy the locks of whatever threads the caller has: cv2 then never returns
     clean = multiprocessing.get_context("forkserver")
     with (
-        clean.Pool(min(workers, len(todo)), _quiet) as pool,
+        ProcessPoolExecutor(min(workers, len(todo)), clean, _quiet) as pool,
         tqdm(total=total, initial=done, desc="prepare", unit="clip") as bar,
     ):
-        for count in pool.imap_unordered(_make_part, todo):
-            bar.update(count)
+        try:
+            for made in as_completed([pool.submit(_make_part, part) for part in todo]):
+                bar.update(made.result())
+        except BrokenProcessPool as error:  # a plain Pool would wait for the dead forever
+            raise InferenceError(
+                f"a process that decodes died ({error})",
+                "processes that live until the end",
+                "give the same command again; with [data] workers = 1 there is more memory",
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _quiet() -> None:
