@@ -52,6 +52,8 @@ def test_a_trained_step_gives_what_its_bundle_would(
         (["{run}:audio_encoder", "--clips", "nowhere"], "nothing at nowhere"),
         (["{run}:audio_encoder", "--clips", "{tmp}", "--batch", "0"], "--batch is 0"),
         (["{run}:audio_encoder", "--clips", "{tmp}", "--ray", "-1"], "--ray is -1"),
+        (["{run}:audio_encoder", "--clips", "{tmp}", "--layers", "sum"], "step of a run"),
+        (["{run}:face_encoder", "--clips", "{tmp}", "--pictures"], "step of a run"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(

@@ -49,6 +49,12 @@ class TrainedStep(Extractor):
             raise InvalidInputError(
                 f"{step!r} is no encoder of a run", f"one of {', '.join(ENCODERS)}", "correct it"
             )
+        if spec.layers != "mean" or spec.pictures or spec.kind is not None:
+            raise InvalidInputError(
+                "--layers, --pictures or --as was given with a step of a run",
+                "a step as it was trained, on faces; its recipe says which layers (pool_layers)",
+                "leave the option out",
+            )
         table = read_json(run / "recipe.json").get("preprocessing", {})
         p = from_table(Preprocessing, table, "recipe.json [preprocessing]")
         self.preprocessing = replace(p, frames_per_clip=spec.images or p.frames_per_clip)
