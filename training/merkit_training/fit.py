@@ -248,7 +248,8 @@ class _State:
     def _keep_best(self) -> None:
         weights = self.trainer.weights()
         if not self.trainer.sharded:
-            self.best = {name: value.detach().clone() for name, value in weights.items()}
+            # on the processor: an accelerator is seldom large enough for the model twice
+            self.best = {k: v.detach().to("cpu", copy=True) for k, v in weights.items()}
         elif processes.is_main():  # once, in a file: every process will need it, at the end
             _write(self._best_path, weights)
 
