@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -180,6 +181,14 @@ def test_the_result_is_a_run_whose_fusion_is_the_mined_learners(mined: Path, run
     test = read_features(run / "features" / "test_multi")
     with torch.no_grad():
         assert torch.isfinite(fusion(*test.inputs())[0]).all()
+
+
+def test_the_curve_is_a_picture_with_a_line_for_each_system(mined: Path) -> None:
+    root = ElementTree.parse(mined / "report.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    assert len(root.findall(f"{space}polyline")) == 2 * 5  # two test splits
+    words = {text.text for text in root.findall(f"{space}text")}
+    assert words >= {"test_multi", "test_semi", "vote", "t+V+j", "round"}
 
 
 def test_nobody_agrees(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,9 +22,20 @@ Points = Sequence[Mapping[str, float]]
 
 
 def curve_svg(report: Mapping[str, Any]) -> str:
-    """A panel for each test split; a bar about each point is one standard deviation over seeds."""
+    """A panel for each test split; a bar about each point is one standard deviation over seeds.
+
+    The dashed line is the vote of labels alone after as many steps, where that was measured.
+    """
     splits = [split for split in report["curve"] if split != VALIDATION] or [VALIDATION]
-    panels = [_panel(s, report["curve"][s], i * PANEL) for i, s in enumerate(splits)]
+    alone = {s: [own[s][VOTE] for own in report.get("control", ())] for s in splits}
+    points = [p for s in splits for line in report["curve"][s].values() for p in line]
+    ends = [p["mean"] + sign * p["sd"] for p in points for sign in (-1, 1)]
+    ends += [value for own in alone.values() for value in own]
+    room = max(0.01, max(ends) - min(ends)) * 0.05
+    scale = (min(ends) - room, max(ends) + room)
+    panels = [
+        _panel(s, report["curve"][s], alone[s], scale, i * PANEL) for i, s in enumerate(splits)
+    ]
     width = PANEL * len(splits)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" '
@@ -34,11 +45,14 @@ def curve_svg(report: Mapping[str, Any]) -> str:
     )
 
 
-def _panel(split: str, systems: Mapping[str, Points], x0: int) -> str:
-    low = min(p["mean"] - p["sd"] for points in systems.values() for p in points)
-    high = max(p["mean"] + p["sd"] for points in systems.values() for p in points)
-    room = max(0.01, high - low) * 0.08
-    low, high = low - room, high + room
+def _panel(
+    split: str,
+    systems: Mapping[str, Points],
+    alone: Sequence[float],
+    scale: tuple[float, float],
+    x0: int,
+) -> str:
+    low, high = scale
     last = max(1, len(systems[VOTE]) - 1)
 
     def x(i: int) -> float:
@@ -64,6 +78,12 @@ def _panel(split: str, systems: Mapping[str, Points], x0: int) -> str:
         f'<text x="{(x(0) + x(last)) / 2:.1f}" y="{HEIGHT - 6}" text-anchor="middle" '
         'fill="#555">round</text>'
     )
+    if alone:
+        height = y(sum(alone) / len(alone))
+        parts.append(
+            f'<line x1="{x(0):.1f}" x2="{x(last):.1f}" y1="{height:.1f}" y2="{height:.1f}" '
+            'stroke="#222" stroke-dasharray="5 4"/>'
+        )
     heights = _apart({name: y(points[-1]["mean"]) for name, points in systems.items()})
     for k, (name, points) in enumerate(systems.items()):
         colour = VOTE_COLOUR if name == VOTE else COLOURS[k % len(COLOURS)]

@@ -158,6 +158,7 @@ def page(report: Mapping[str, Any]) -> str:
         "## Rounds",
         _rounds_table(report),
         "## WAF by round",
+        "![WAF over the rounds; dashed: labels alone for as many steps](report.svg)",
         *(_curve_table(split, systems) for split, systems in report["curve"].items()),
     ]
     if "quality" in report:
