@@ -72,8 +72,8 @@ class _Graph:
         self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
 
-    def constant(self, value: object, dtype: str = "float32") -> str:
-        name = f"constant_{len(self.constants)}"
+    def constant(self, value: object, dtype: str = "float32", name: str | None = None) -> str:
+        name = name or f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.array(value, dtype), name))
         return name
 
@@ -148,14 +148,15 @@ def _fusion(g: _Graph, contract: Contract, rng: np.random.Generator) -> None:
         mask = np.isin(MODALITIES, modalities).astype("float32")[:, None]
         hits = g("MatMul", g("Cast", "presence", to=TensorProto.FLOAT), g.constant(mask))
         present[group] = g("Min", hits, g.constant(1.0))
-    rows, shares = [], []
+    rows, spoke, shares = [], [], []
     for voter in contract.voters:
         masked = [g("Mul", GROUPS[group], present[group]) for group in voter.groups]
         width = WIDTH * len(voter.groups)
         weights = g.constant(rng.normal(size=(width, len(contract.labels))))
-        scores = g("Softmax", g("MatMul", g("Concat", *masked, axis=1), weights), axis=1)
+        logits = g("MatMul", g("Concat", *masked, axis=1), weights)
         anyone = g("Min", g("Sum", *(present[group] for group in voter.groups)), g.constant(1.0))
-        rows.append(g("Unsqueeze", g("Mul", scores, anyone), g.constant([1], "int64")))
+        rows.append(g("Unsqueeze", logits, g.constant([2], "int64")))
+        spoke.append(g("Unsqueeze", anyone, g.constant([1], "int64")))
         mine = [
             present[p] if p in voter.groups else g("Mul", present[p], g.constant(0.0))
             for p in GROUPS
@@ -163,7 +164,11 @@ def _fusion(g: _Graph, contract: Contract, rng: np.random.Generator) -> None:
         share = g("Concat", *mine, axis=1)
         total = g("Max", g("ReduceSum", share, g.constant([1], "int64")), g.constant(1.0))
         shares.append(g("Unsqueeze", g("Div", share, total), g.constant([1], "int64")))
-    g("Concat", *rows, axis=1, name="branch_scores")
+    temperatures = g.constant(np.ones(len(contract.voters)), name="temperatures")
+    log_prior = g.constant(np.zeros(len(contract.labels)), name="log_prior")
+    cooled = g("Transpose", g("Div", g("Concat", *rows, axis=2), temperatures), perm=[0, 2, 1])
+    scores = g("Softmax", g("Add", cooled, log_prior), axis=2)
+    g("Mul", scores, g("Concat", *spoke, axis=1), name="branch_scores")
     g("Concat", *shares, axis=1, name="branch_contributions")
 
 
