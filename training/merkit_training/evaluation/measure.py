@@ -100,7 +100,7 @@ def measure(
         "subject": dict(subject.facts),
         "notice": subject.notice,
         "labels": list(subject.labels),
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"by": list(settings.by)},
         "data": _data(data, items, found, table),
         "problems": _problems(data, items, found),
     }
