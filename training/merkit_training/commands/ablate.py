@@ -1,0 +1,53 @@
+"""`merkit-train ablate`: what each addition to MERBench's attention is worth."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merkit.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from merkit_training.commands import Commands
+
+
+def add(commands: Commands) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "ablate",
+        help="measure each addition to MERBench's attention, alone and together",
+        description="Train each row under each seed, print the page. Interrupted, it continues.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="with the stage `features` done")
+    parser.add_argument("--corpus", type=Path, help="whose card names the classes (default: MER's)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the figures")
+    parser.add_argument("--groups", default="a+t+v", help="of the branch (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="default: %(default)s")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page there")
+    parser.set_defaults(command=_ablate)
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    from merkit_training.fusion.ablation import ablation_page, run_ablation
+    from merkit_training.fusion.config import FusionConfig
+    from merkit_training.labels import MER6, classes_of
+    from merkit_training.runs import write_bytes
+
+    for name in ("seeds", "epochs"):
+        if getattr(arguments, name) < 1:
+            raise InvalidInputError(f"--{name} is {getattr(arguments, name)}", "1 or more")
+    try:
+        (voter,) = FusionConfig(voters=(arguments.groups,)).branches()
+    except ValueError as error:
+        raise InvalidInputError(f"--groups: {error}", "such as a+t+v") from None
+    classes = len(classes_of(arguments.corpus) if arguments.corpus else MER6)
+    seeds = range(arguments.seeds)
+    options = (voter.groups, seeds, arguments.epochs, classes)
+    run_ablation(arguments.run, arguments.out, *options)
+    page = ablation_page(arguments.run, arguments.out, *options)
+    if arguments.page is None:
+        print(page, end="")
+    else:
+        write_bytes(arguments.page, page.encode())
