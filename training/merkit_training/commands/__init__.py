@@ -23,6 +23,7 @@ COMMANDS = (
     "features",
     "study",
     "mine",
+    "ablate",
     "evaluate",
     "submit",
 )
