@@ -24,6 +24,7 @@ COMMANDS = (
     "study",
     "mine",
     "ablate",
+    "tune",
     "evaluate",
     "submit",
 )
