@@ -2,8 +2,8 @@
 
 Spans of frames are hidden, and the encoder tells from the rest which unit each hidden frame
 belongs to. No label is needed, so that every recording helps, and fine-tuning starts from an
-encoder that already hears (Hsu et al. 2021). The stage's card compares a linear probe's score before
-and after.
+encoder that already hears (Hsu et al. 2021). What that gains at the tiny size is measured in
+docs/encoders-audio.md; the stage's card tells a linear probe's scores before and after.
 """
 
 from __future__ import annotations
