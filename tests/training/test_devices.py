@@ -46,6 +46,15 @@ def test_results_copied_home_come_home() -> None:
     assert home.device.type == "cpu"
 
 
+def test_what_is_changed_in_place_is_never_a_copy() -> None:
+    home, away = torch.zeros(2), torch.ones(2, device=META)
+    with following(META):
+        assert home.add_(away) is home  # meta lets it pass; a GPU would say that devices differ
+        with pytest.raises(NotImplementedError):
+            home[:] = away
+        away[:] = home  # follows
+
+
 def test_on_the_processor_nothing_is_intercepted() -> None:
     with following(torch.device("cpu")) as context:
         assert context is None

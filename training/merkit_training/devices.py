@@ -35,12 +35,20 @@ class _Following(TorchFunctionMode):
             return args[0].detach().cpu().numpy()
         tensors = [leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor)]
         kinds = {tensor.device.type for tensor in tensors}
-        if func is not Tensor.copy_ and {"cpu", self.device.type} <= kinds:
+        if {"cpu", self.device.type} <= kinds and not _changes_processors(func, args):
             args, named = tree_map(self._follow, (args, named))
         return func(*args, **named)
 
     def _follow(self, leaf: Any) -> Any:
         return leaf.to(self.device) if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+
+def _changes_processors(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether the call changes a tensor on the processor in place: a copy elsewhere would be
+    changed instead, and the result be lost. Torch copies, or says that devices differ."""
+    name = getattr(func, "__name__", "")
+    in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    return in_place and args[0].device.type == "cpu"
 
 
 def following(device: torch.device) -> AbstractContextManager[object]:
