@@ -90,8 +90,10 @@ def _told(report: dict[str, Any]) -> list[str]:
         for name in ("waf", "accuracy", "uar", "ece", "brier"):
             e = report["overall"][name]
             lines.append(f"{name:9} {e['value']:.3f} ({e['low']:.3f} to {e['high']:.3f})")
-    for problem in report["problems"]:
-        lines.append(f"{problem['clip']}: {problem['kind']}: {problem['detail']}")
+    lost = [problem for problem in report["problems"] if problem["lost"]]
+    lines += [f"{p['clip']}: not in the figures: {p['kind']} ({p['detail']})" for p in lost]
+    if remarks := len(report["problems"]) - len(lost):
+        lines.append(f"{remarks} remarks on other clips are in the report")
     if report["notice"]:
         lines.append(report["notice"])
     return lines

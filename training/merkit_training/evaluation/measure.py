@@ -143,18 +143,20 @@ def _data(
 
 def _problems(
     data: LabelledSet, items: Sequence[Item], found: Mapping[str, Answers]
-) -> list[dict[str, str]]:
-    """Every clip that is not in the figures, and what was remarked on the set."""
-    told = [{"clip": p.name, "kind": p.kind, "detail": p.detail} for p in data.problems]
+) -> list[dict[str, Any]]:
+    """Every clip that is not in the figures (`lost`), then what was remarked on the others."""
+    told = [_problem(p.name, p.kind, p.detail, p.lost) for p in data.problems]
     for item in items:
-        answers = found[item.record.name]
+        answers, name = found[item.record.name], item.record.name
         if answers.error is not None:
-            kind = type(answers.error).__name__
-            told.append({"clip": item.record.name, "kind": kind, "detail": answers.error.found})
+            told.append(_problem(name, type(answers.error).__name__, answers.error.found))
         elif answers.clean is not None and answers.clean.label < 0:
-            detail = "no face, no audible sound and no words"
-            told.append({"clip": item.record.name, "kind": "no evidence", "detail": detail})
-    return told
+            told.append(_problem(name, "no evidence", "no face, no audible sound and no words"))
+    return sorted(told, key=lambda problem: not problem["lost"])
+
+
+def _problem(clip: str, kind: str, detail: str, lost: bool = True) -> dict[str, Any]:
+    return {"clip": clip, "kind": kind, "detail": detail, "lost": lost}
 
 
 def _overall(table: Table, settings: Settings) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from merkit_training.evaluation import charts
 from merkit_training.evaluation.measure import LEAST
 from merkit_training.evaluation.tables import Row, cell, details, estimate, head, number, table
 
-SHOWN = 30  # rows of a table; the JSON has all
+SHOWN = 30  # groups of a column; the JSON has all
+LISTED = 200  # problems; the JSON has all
 MEASURES = {
     "waf": ("Weighted F1 (WAF)", "the challenge's measure"),
     "accuracy": ("Accuracy", "share of right answers"),
@@ -334,10 +335,20 @@ def _data(report: Row) -> str:
         "left out when the set was read": str(data["left out before"]),
     }
     pairs = "".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in counts.items())
-    rows = [[head(p["clip"]), cell(p["kind"]), cell(p["detail"])] for p in problems[:200]]
+    rows = [
+        [
+            head(p["clip"]),
+            cell("not in the figures" if p["lost"] else "used"),
+            cell(p["kind"]),
+            cell(p["detail"]),
+        ]
+        for p in problems[:LISTED]
+    ]
     told = "<p>Every clip was read and answered.</p>"
     if rows:
-        told = table("Clips that are not in the figures, and remarks", ("clip", "what", ""), rows)
+        told = table(
+            "Clips that are not in the figures, and remarks", ("clip", "", "what", ""), rows
+        )
     if len(problems) > len(rows):
         told += f"<p class='quiet'>{len(problems) - len(rows)} more are in the JSON.</p>"
     return f"<dl>{pairs}</dl><h3>Clips not in the figures, and remarks</h3>{told}"
