@@ -111,16 +111,18 @@ def _measure(spread: str, encoder: str, clips: Path, out: Path) -> Cost:
     command = [sys.executable, "-m", "merkit_training.cli", "features", encoder]
     command += ["--clips", str(clips), "--out", str(out), *SPREADS[spread]]
     started = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    _, status, used = os.wait4(process.pid, 0)
+    errors = out.with_suffix(".err")
+    with errors.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"failed ({process.returncode}): {' '.join(command)}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors.read_text('utf-8')[-4000:]}")
     seconds = time.monotonic() - started
     count = len(list(clips.iterdir()))
     return Cost(spread, count, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)

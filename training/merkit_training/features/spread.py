@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from typing import Any
 
@@ -56,20 +57,23 @@ def within_launch(clips: ClipList, asked: Extraction) -> Report | None:
         broadcast_object_list([chunks])
         return share(own, extractor, chunks)
 
-    try:
-        if state.is_main_process:
-            try:
-                return extract(clips, asked, lead)
-            finally:
-                if not sent:  # an error: the others must not wait for it
-                    broadcast_object_list([None])
+    report = None
+    if state.is_main_process:
+        try:
+            report = extract(clips, asked, lead)
+        finally:
+            if not sent:  # an error: the others must not wait for it
+                broadcast_object_list([None])
+    else:
         received: list[Any] = [None]
         broadcast_object_list(received)
-        if received[0] is not None:
-            share(asked, make_extractor(asked.encoder), received[0])
-        return None
-    finally:
+        if received[0] is None:
+            return None
+        share(asked, make_extractor(asked.encoder), received[0])
+    state.wait_for_everyone()  # who left earlier would break what others still read from it
+    with suppress(RuntimeError):  # the first process may be gone by now
         state.destroy_process_group()
+    return report
 
 
 def with_processes(clips: ClipList, asked: Extraction, count: int) -> Report:
@@ -107,20 +111,18 @@ def with_processes(clips: ClipList, asked: Extraction, count: int) -> Report:
 
 def _wait(processes: Sequence[Any], told: Any) -> tuple[Report | None, list[MerkitError]]:
     """What the processes told; returns as soon as one failed."""
-    report: Report | None = None
-    errors: list[MerkitError] = []
-    while not errors:
+    values: list[Report | MerkitError] = []
+    while not any(isinstance(value, MerkitError) for value in values):
         running = [process for process in processes if process.is_alive()]
-        while not told.empty():
-            value = told.get()
-            if isinstance(value, MerkitError):
-                errors.append(value)
-            else:
-                report = value
-        if not running or any(process.exitcode for process in processes):
+        failed = any(process.exitcode for process in processes)
+        while not told.empty():  # after the look at the processes: what they told last counts
+            values.append(told.get())
+        if failed or not running:
             break
         running[0].join(0.1)
-    return report, errors
+    reports = [value for value in values if isinstance(value, Report)]
+    errors = [value for value in values if isinstance(value, MerkitError)]
+    return reports[0] if reports else None, errors
 
 
 def _process(
