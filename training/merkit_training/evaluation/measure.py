@@ -175,13 +175,16 @@ def _overall(table: Table, settings: Settings) -> dict[str, Any]:
 
 
 def _score(table: Table, settings: Settings) -> dict[str, Any]:
-    """Clips, WAF and accuracy of a part."""
+    """Clips, WAF and accuracy of a part; the interval of the accuracy is Wilson's, which has a
+    width even where a few clips came out all alike."""
     if not len(table):
         return {"clips": 0}
     found, _ = s.estimates(
         table.truth, table.label, table.scores, settings.resamples, settings.seed
     )
-    return {"clips": len(table)} | {n: found[n].to_json() for n in ("waf", "accuracy")}
+    right = found["accuracy"].value
+    accuracy = s.Estimate(right, *s.wilson(right, len(table)))
+    return {"clips": len(table), "waf": found["waf"].to_json(), "accuracy": accuracy.to_json()}
 
 
 def _against(truth: Labels, ours: Labels, theirs: Labels, settings: Settings) -> dict[str, float]:

@@ -197,7 +197,7 @@ def _groups(groups: Mapping[str, Sequence[Row]]) -> str:
             parts.append(f"<p class='quiet'>The {SHOWN} largest are shown; the JSON has all.</p>")
     return (
         "<p>Differences between groups of some dozen clips are mostly chance: look at the "
-        "intervals.</p>" + "".join(parts)
+        "intervals (Wilson’s, of the accuracy).</p>" + "".join(parts)
     )
 
 
@@ -206,13 +206,13 @@ def _group_table(column: str, rows: Sequence[Row]) -> str:
         [
             head(row["value"]),
             number(str(row["clips"])),
-            number(f"{row['accuracy']['value']:.3f}"),
-            *estimate(row["waf"]),
+            number(f"{row['waf']['value']:.3f}"),
+            *estimate(row["accuracy"]),
         ]
         for row in rows
         if row["clips"]
     ]
-    heads = (column, "#clips", "#accuracy", "#WAF", "#95 % interval", "0 to 1")
+    heads = (column, "#clips", "#WAF", "#accuracy", "#95 % interval", "0 to 1")
     return table(f"Scores by {column}", heads, cells)
 
 
