@@ -60,6 +60,48 @@ def test_a_key_added_since_has_its_default(tmp_path: Path) -> None:
         RunCard(tmp_path, other, tmp_path / "corpus")
 
 
+def test_a_stage_under_way_keeps_its_table(tmp_path: Path) -> None:
+    recipe = recipe_from({})
+    (tmp_path / "corpus").mkdir()
+    RunCard(tmp_path, recipe, tmp_path / "corpus")
+    other = replace(recipe, joint_encoder=replace(recipe.joint_encoder, modality_dropout=0.3))
+    RunCard(tmp_path, other, tmp_path / "corpus")  # nothing has begun
+    (_folder(tmp_path) / "joint.checkpoint").touch()
+    RunCard(tmp_path, other, tmp_path / "corpus")
+    with pytest.raises(InvalidInputError, match=r"joint_encoder.*0\.3.*not .*0\.1"):
+        RunCard(tmp_path, recipe, tmp_path / "corpus")
+
+
+def test_what_was_trained_on_something_else_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_from({})
+    (tmp_path / "corpus").mkdir()
+    card = RunCard(tmp_path, recipe, tmp_path / "corpus")
+    for stage in ("tokenizer", "text_encoder", "audio_encoder", "features", "fusion"):
+        (tmp_path / stage).mkdir()
+        card.record(stage, {"waf": 0.5}, 1.0)
+    RunCard(tmp_path, recipe, tmp_path / "corpus")
+    write_json(tmp_path / "audio_encoder" / "card.json", {"scores": {"waf": 0.6}})
+    with pytest.raises(InvalidInputError, match=r"what features and fusion had been") as caught:
+        RunCard(tmp_path, recipe, tmp_path / "corpus")
+    assert str(tmp_path / "fusion") in str(caught.value)
+    for stage in ("features", "fusion"):
+        (tmp_path / stage / "card.json").unlink()
+    RunCard(tmp_path, recipe, tmp_path / "corpus")
+    (tmp_path / "tokenizer" / "card.json").unlink()
+    with pytest.raises(InvalidInputError, match=r"what text_encoder had been"):
+        RunCard(tmp_path, recipe, tmp_path / "corpus")
+
+
+def test_a_stage_that_was_killed_before_it_was_noted_is_noted(tmp_path: Path) -> None:
+    card = _finished(tmp_path, recipe_from({}))
+    content = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    write_json(tmp_path / "run.json", content | {"stages": {}})
+    card = RunCard(tmp_path, recipe_from({}), tmp_path / "corpus")
+    card.adopt("joint_encoder")
+    kept = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    assert kept["stages"]["joint_encoder"]["scores"] == {"waf": 0.5}
+
+
 def test_a_key_that_is_gone_counts_as_another_recipe(tmp_path: Path) -> None:
     recipe = recipe_from({})
     _finished(tmp_path, recipe)

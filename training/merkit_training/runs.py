@@ -31,6 +31,7 @@ from merkit_training import processes
 from merkit_training.costs import device_name, read_costs
 from merkit_training.recipe import Recipe, table_class
 from merkit_training.settings import from_table
+from merkit_training.stages import STAGES, builds_on
 
 CARD, CONFIG, MODEL = "card.json", "config.json", "model.safetensors"
 ROUND_FROM = 1024  # elements; smaller tensors (biases, scales, statistics) stay float32
@@ -169,8 +170,8 @@ class RunCard:
     """`run.json`: what made this run, and what came of each stage done.
 
     It keeps the seed, the hash of the corpus' card (which holds those of its data), package
-    versions, the hardware, and of each stage the scores, the seconds, the recipe's table, and
-    throughput and memory of each fit.
+    versions, the hardware, and of each stage the scores, the seconds, the recipe's table, the marks
+    of the stages that it read (`on`), and throughput and memory of each fit.
     """
 
     def __init__(self, run: Path, recipe: Recipe, corpus: Path) -> None:
@@ -180,6 +181,7 @@ class RunCard:
         self.data = sha256_file(corpus / CARD) if (corpus / CARD).exists() else None
         self.content = self._read()
         self._refuse_other_origin()
+        self._refuse_stale()
         processes.join()  # all have compared with what was recorded
         if processes.is_main():
             write_json(run / "recipe.json", recipe.to_json())
@@ -203,11 +205,41 @@ class RunCard:
             "scores": dict(scores),
             "seconds": round(seconds, 1),
             "recipe": self._of(stage),
+            "on": {s: self._mark(s) for s in builds_on(self.recipe, stage) if self.done(s)},
             "fits": read_costs(self.run / stage),
         }
         if not self.done(stage):
             write_json(self.run / stage / CARD, {"scores": dict(scores)})
         write_json(self.path, self.content)
+
+    def adopt(self, stage: str) -> None:
+        """Notes a stage that is done and was killed before it was noted."""
+        if stage not in self.content["stages"] and processes.is_main():
+            self.record(stage, read_json(self.run / stage / CARD).get("scores", {}), 0.0)
+
+    def _begun(self, stage: str) -> bool:
+        """Whether a kill left something of the stage that it would go on with."""
+        return self.done(stage) or any((self.run / stage).glob("*.checkpoint"))
+
+    def _mark(self, stage: str) -> str | None:
+        """A hash that changes when the stage is trained again; None if it is not there."""
+        return sha256_file(self.run / stage / CARD) if self.done(stage) else None
+
+    def _refuse_stale(self) -> None:
+        """Refuses to go on where a stage was trained on what has been replaced or removed."""
+        stale: list[str] = []
+        for stage in STAGES:
+            facts = self.content["stages"].get(stage, {}) if self.done(stage) else {}
+            on = facts.get("on", {})
+            if any(name in stale or self._mark(name) != mark for name, mark in on.items()):
+                stale.append(stage)
+        if stale:
+            raise InvalidInputError(
+                f"in {self.run} what {' and '.join(stale)} had been trained on was removed or "
+                "trained again",
+                "stages that were trained on those that are there",
+                f"remove {', '.join(str(self.run / name) for name in stale)}, too",
+            )
 
     def _read(self) -> dict[str, Any]:
         return read_json(self.path) if self.path.exists() else {"stages": {}}
@@ -218,15 +250,22 @@ class RunCard:
 
     def _refuse_other_origin(self) -> None:
         finished = {s: v for s, v in self.content["stages"].items() if self.done(s)}
-        if not finished:
+        begun = [s for s in STAGES if s not in finished and self._begun(s)]
+        if not finished and not begun:
             return
-        pairs: list[tuple[str, Any, Any]] = [("seed", self.content["seed"], self.recipe.run.seed)]
-        pairs += [("corpus", self.content["data"], self.data)]
+        pairs: list[tuple[str, Any, Any]] = []
+        if finished:
+            pairs += [("seed", self.content["seed"], self.recipe.run.seed)]
+            pairs += [("corpus", self.content["data"], self.data)]
         recorded_recipe = self.run / "recipe.json"
         if recorded_recipe.exists():
-            tables = (read_json(recorded_recipe), self.recipe.to_json())
-            told = [_meaning("preprocessing", table.get("preprocessing", {})) for table in tables]
-            pairs += [("[preprocessing]", told[0], told[1])]
+            was = read_json(recorded_recipe)
+            told = (
+                _meaning("preprocessing", was.get("preprocessing", {})),
+                self._of("preprocessing"),
+            )
+            pairs += [("[preprocessing]", *told)]
+            pairs += [(f"[{s}]", _meaning(s, was.get(s, {})), self._of(s)) for s in begun]
         pairs += [
             (f"[{stage}]", _meaning(stage, v["recipe"]), self._of(stage))
             for stage, v in finished.items()

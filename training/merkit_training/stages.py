@@ -28,6 +28,29 @@ STAGES = {
 }
 """`module:function` of each stage; a `*_pretraining` stands before the encoder it serves."""
 
+BUILDS_ON = {
+    "face_encoder": ("face_pretraining",),
+    "face_encoder_large": ("face_large_pretraining",),
+    "text_pretraining": ("tokenizer",),
+    "text_encoder": ("tokenizer", "text_pretraining"),
+    "audio_encoder": ("audio_pretraining",),
+    "joint_encoder": ("tokenizer", "text_encoder", "tower_pretraining"),
+    "features": (
+        "tokenizer", "face_encoder", "face_encoder_large", "text_encoder", "audio_encoder",
+        "joint_encoder",
+    ),
+    "fusion": ("features",),
+}  # fmt: skip
+"""The stages that each one reads, where the run has them; see `builds_on`."""
+
+
+def builds_on(recipe: Recipe, stage: str) -> tuple[str, ...]:
+    """The stages that a stage reads, where the run has them."""
+    names, joint = BUILDS_ON.get(stage, ()), recipe.joint_encoder
+    if stage == "joint_encoder" and (joint.checkpoint or joint.llm_checkpoint or joint.llm):
+        return tuple(name for name in names if name != "text_encoder")  # it has its own LLM
+    return names
+
 
 def is_asked(recipe: Recipe, stage: str) -> bool:
     """Whether the recipe wants the stage: pre-training of no epochs is left out."""

@@ -72,6 +72,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if not is_asked(recipe, stage):
             continue
         if card.done(stage):
+            card.adopt(stage)
             _say(f"{stage}: done before, skipped")
             continue
         processes.join()  # all agree on what is done
