@@ -135,6 +135,9 @@ def test_more_rounds_continue_and_other_options_are_refused(
     out = tmp_path / "out"
     shutil.copytree(mined, out)
     before = bits(out)
+    facts = json.loads((out / "mining.json").read_text())
+    del facts["options"]["drop"]  # as if it had been begun before that option was there
+    (out / "mining.json").write_text(json.dumps(facts))
     mine(run, [pool], out, replace(CONFIG, rounds=3), [3])
     after = bits(out)
     assert {k: after[k] for k in before} == before

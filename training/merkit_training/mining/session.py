@@ -22,6 +22,7 @@ from merkit.contract import Voter
 from merkit.errors import InvalidInputError
 from merkit.pipeline import SEED_VOTERS
 from merkit_training.data.records import UNLABELLED
+from merkit_training.fusion.config import FusionConfig
 from merkit_training.fusion.dataset import read_features, test_splits
 from merkit_training.mining.config import MiningConfig
 from merkit_training.mining.extract import extract_pool
@@ -33,6 +34,7 @@ from merkit_training.mining.report import write_report
 from merkit_training.mining.truth import known_labels, read_truth
 from merkit_training.recipe import recipe_from
 from merkit_training.runs import read_json, write_json
+from merkit_training.settings import from_table
 
 MINING = "mining.json"
 TRUTH = f"clips/{UNLABELLED}/truth.jsonl"
@@ -152,6 +154,11 @@ def _begin(out: Path, run: Path, material: Material, config: MiningConfig) -> No
     facts = json.loads(json.dumps(facts))
     if (out / MINING).exists():
         before = read_json(out / MINING)
+        told = {
+            "options": asdict(from_table(MiningConfig, before["options"], MINING)),
+            "fusion": asdict(from_table(FusionConfig, before["fusion"], MINING)),
+        }  # keys added since have their defaults
+        before |= json.loads(json.dumps(told))
         for part in facts:
             old, new = (
                 {k: v for k, v in x[part].items() if k not in GROWING}
