@@ -27,6 +27,7 @@ from merkit_export.costs import operations
 from merkit_export.origin import Origin, provenance, read_origin
 from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
 from merkit_export.walk import torch_steps, walk
+from merkit_training.runs import read_json
 
 GIT_LIMIT = 10_000_000
 """Compressed bytes that a checked-in bundle may add to git; a larger one is built with a note."""
@@ -84,10 +85,17 @@ def _details(origin: Origin, name: str | None) -> dict[str, Any]:
         "name": name or facts["recipe"].get("run", {}).get("name", "unnamed"),
         **({"notice": notice} if notice else {}),
         "voters": origin.voters,
+        **_threshold(origin),
         "precision": {step.name: PRECISION for step in onnx_steps(origin.contract)},
         "provenance": facts,
         "validation": {"scores": facts["stages"].get("fusion", {}).get("scores", {})},
     }
+
+
+def _threshold(origin: Origin) -> dict[str, Any]:
+    """From which score on an answer is confident, if the run chose one."""
+    facts = read_json(origin.run / "fusion" / "config.json")
+    return {key: facts[key] for key in ("abstention", "ranked_on") if key in facts}
 
 
 def _size(folder: Path, bundle: Bundle) -> str:

@@ -45,6 +45,13 @@ class Bundle:
         """Hash over the step digests: which weights these are."""
         return str(self.manifest["bundle_id"])
 
+    @property
+    def confident_from(self) -> str:
+        """The score from which on an answer counts as confident, as text; "" where none is set."""
+        stated = self.manifest.get("abstention")
+        least = stated.get("threshold") if isinstance(stated, Mapping) else None
+        return f"{least:.6f}" if isinstance(least, int | float) else ""
+
     def model_path(self, step: str) -> Path:
         """The ONNX file of a step of kind `onnx`."""
         return self.root / step / "1" / "model.onnx"

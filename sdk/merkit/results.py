@@ -79,11 +79,21 @@ class Prediction:
     picture: tuple[int, int] | None = None
     frames: Mapping[float, Array] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def confident(self) -> bool | None:
+        """Whether the winner's score reaches the bundle's threshold; None where it has none.
+
+        The label stands either way: who would rather have no answer than a doubtful one asks.
+        """
+        least = self.bundle.get("confident_from")
+        return None if least is None else self.scores[self.label] >= float(least)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for one line of JSON."""
         return {
             "source": self.source,
             "label": self.label,
+            "confident": self.confident,
             "scores": dict(self.scores),
             "votes": {
                 name: vote and {"label": vote.label, "scores": dict(vote.scores)}

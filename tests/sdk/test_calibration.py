@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +261,30 @@ def test_other_bad_input_is_refused(
         assert main([*command, "--prior", prior]) == 1
     assert "shares by class" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["prior.json"]
+
+
+def test_answers_say_whether_they_reach_the_threshold(
+    toy_bundle: Bundle, labels_csv: Path, tmp_path: Path
+) -> None:
+    render = pytest.importorskip("merkit.serving.render")
+    pytest.importorskip("tritonclient.grpc")
+    source = shutil.copytree(toy_bundle.root, tmp_path / "source")
+    render.render(open_bundle(source), source)
+    made = calibrate(source, labels_csv, tmp_path / "new", coverage=0.5)
+    stated = made.bundle.manifest["abstention"]
+    with merkit.load(tmp_path / "new") as client, merkit.load(source) as old:
+        answers = [client.predict(text=text) for text in WORDS]
+        assert old.predict(text=WORDS[0]).confident is None
+    sure = [answer.confident for answer in answers]
+    assert sure == [answer.scores[answer.label] >= stated["threshold"] for answer in answers]
+    assert 0.3 < np.mean(sure) < 0.7
+    assert answers[0].to_json()["confident"] is sure[0]
+    again = calibrate(tmp_path / "new", labels_csv, tmp_path / "again", coverage=0.9)
+    for bundle in (made.bundle, again.bundle):
+        for config in sorted(bundle.root.glob("*/config.pbtxt")):
+            shown = config.read_text("utf-8")
+            render.render(bundle, bundle.root)
+            expected = config.read_text("utf-8")
+            assert "".join(sorted(shown)) == "".join(sorted(expected)), config.parent.name
+    plain = calibrate(source, labels_csv, tmp_path / "plain")
+    assert plain.bundle.confident_from == ""

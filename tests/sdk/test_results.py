@@ -23,7 +23,7 @@ VIDEO = VideoInfo("h264", 640, 360, 25.0, 0)
 AUDIO = AudioInfo("aac", 48_000, 2, "stereo")
 KEYS = {
     "source", "label", "scores", "votes", "modalities", "contributions", "transcript", "faces",
-    "timings_ms", "bundle", "not_asked", "warnings",
+    "timings_ms", "bundle", "not_asked", "warnings", "confident",
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from merkit_training.fusion.train import (
     predict,
     speaker_folds,
 )
+from merkit_training.labels import MER6
 from merkit_training.metrics import waf
 from merkit_training.settings import from_table
 
@@ -192,6 +193,20 @@ def test_out_of_fold_predictions_are_kept_with_their_names(
         names = json.loads(file.metadata()["names"])
         assert file.get_slice("logits").get_shape() == [len(names), 4, CLASSES]
     assert tuple(names) == read_features(root / "features" / "train").names
+
+
+def test_the_card_judges_the_out_of_fold_vote_and_sets_a_threshold(
+    run: tuple[Path, dict[str, float]],
+) -> None:
+    root, _ = run
+    judged = json.loads((root / "fusion" / "card.json").read_text("utf-8"))["out_of_fold"]
+    table = np.array(judged["confusion"])
+    assert table.sum() == judged["clips"] == 400 and judged["unanswered"] == 0
+    assert judged["accuracy"] == pytest.approx(np.trace(table) / 400)
+    assert list(judged["f1"]) == list(MER6) and 0 < judged["ece"] < judged["brier"] < 1
+    stated = json.loads((root / "fusion" / "config.json").read_text("utf-8"))["abstention"]
+    assert stated["coverage"] == pytest.approx(CONFIG.coverage, abs=0.01)
+    assert stated["accuracy"] > judged["accuracy"] and 0 < stated["threshold"] < 1
 
 
 def test_the_vote_beats_every_group_where_the_evidence_is_shared_out(

@@ -79,6 +79,7 @@ class EmbeddedBackend:
             "backend": "embedded",
             **({"provider": providers_used[0]} if providers_used else {}),
             **({"notice": str(notice)} if (notice := bundle.manifest.get("notice")) else {}),
+            **({"confident_from": least} if (least := bundle.confident_from) else {}),
         }
 
     def infer(self, tensors: Tensors, timings: dict[str, float] | None = None) -> dict[str, Array]:

@@ -104,7 +104,7 @@ class TritonBackend:
             "contract_id": self.contract.contract_id,
             "bundle_id": parameters.get("bundle_id", ""),
             "name": parameters.get("name", ""),
-            **({"notice": parameters["notice"]} if parameters.get("notice") else {}),
+            **{k: parameters[k] for k in ("notice", "confident_from") if parameters.get(k)},
             "backend": "triton",
             "url": url,
         }

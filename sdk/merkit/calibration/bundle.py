@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ from merkit.voting import ranked_mode
 
 TEMPERATURES, LOG_PRIOR = "temperatures", "log_prior"
 """Constants of the fusion graph, [voters] and [classes]."""
+PARAMETER = 'parameters \\{{\n  key: "confident_from"\n  value \\{{\n{}\\}}\n\\}}\n'
+"""How protobuf prints the threshold in a config, as a pattern."""
 WRITTEN = ("schema", "contract_id", "bundle_id", "step_digests", "content", "contract")
 """Keys of a manifest that `write_manifest` makes itself."""
 
@@ -196,13 +199,22 @@ def _write(
         written = write_manifest(
             folder, opened.contract, digests, {**kept, "voters": voters, **details}
         )
-        for config in folder.glob("*/config.pbtxt"):  # states the identity, nothing else changes
-            text = config.read_text("utf-8")
-            config.write_text(text.replace(opened.bundle_id, written.bundle_id), "utf-8")
+        for config in folder.glob("*/config.pbtxt"):
+            config.write_text(_restated(config.read_text("utf-8"), opened, written), "utf-8")
         folder.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Bundle(target, written.contract, written.manifest)
+
+
+def _restated(config: str, old: Bundle, new: Bundle) -> str:
+    """A rendered config with what it states of the bundle: its identity and threshold."""
+    if old.bundle_id not in config:  # of a step, not of an entry point
+        return config
+    config = re.sub(PARAMETER.format(r"[^}]*"), "", config)
+    config = config.replace(old.bundle_id, new.bundle_id)
+    stated = PARAMETER.replace("\\", "").format(f'    string_value: "{new.confident_from}"\n  ')
+    return config + (stated if new.confident_from else "")
 
 
 def _rounded(values: tuple[float, ...]) -> list[float]:

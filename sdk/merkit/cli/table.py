@@ -57,6 +57,9 @@ def _lines(p: Prediction, unicode: bool) -> Iterator[str]:
     yield f"  timings    {timings(p.timings_ms)}"
     identity = ", ".join(p.bundle[k] for k in ("name", "backend") if k in p.bundle)
     yield f"  bundle     {p.bundle.get('bundle_id', '')[:8]} ({identity})"
+    if p.confident is False:
+        least = float(p.bundle["confident_from"])
+        yield f"  note       not confident: below the bundle's {least:.1%}"
     if notice := p.bundle.get("notice"):
         yield from wrap(f"  note       {notice}", width=80, subsequent_indent=" " * 13)
     for warning in p.warnings:

@@ -144,6 +144,7 @@ def ensemble_config(bundle: Bundle, name: str) -> str:
         "name": str(bundle.manifest.get("name", bundle.root.name)),
         "notice": str(bundle.manifest.get("notice", "")),
         "contract": canonical(contract.to_json()).decode("ascii"),
+        **({"confident_from": least} if (least := bundle.confident_from) else {}),
     }
     config = {
         "name": name,

@@ -47,6 +47,7 @@ class FusionConfig:
     modality_dropout: Share = 0.15  # chance with which each modality of a clip is hidden
     balance: Share = 0.5  # loss weight of a class ~ count ** -balance: 0 none, 1 fully balanced
     label_smoothing: Share = 0.05  # share of the target spread over all classes
+    coverage: Share = 0.9  # of clips on which the bundle calls its answer confident; 1: on all
     folds: Count = 5  # of the out-of-fold predictions that rank and calibrate the voters
     table_seeds: Natural = 5  # repetitions of the modality table, encoders fixed
     bootstrap: Count = 2000  # resamples of each confidence interval

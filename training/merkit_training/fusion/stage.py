@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from merkit_training.fusion.calibration import abstention, calibrated, report
 from merkit_training.fusion.dataset import ranking_clips, read_features
 from merkit_training.fusion.tables import OWN, write_tables
 from merkit_training.fusion.train import fit_fusion
@@ -60,11 +61,21 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         "widths": data.widths(),
         "branch": asdict(config.branch),
     }
+    scores_of = calibrated(held_out, model.temperatures)
+    truth = data.labels.numpy()
+    if found := abstention(scores_of, truth, config.coverage):
+        facts["abstention"] = found
     if read_json(corpus / "card.json").get("kind") == OWN:
         facts["data"] = OWN
     summary = {f"{config.rank_on}_{v['name']}": v["waf"] for v in voters}
     summary |= write_tables(config, corpus, run, model, seed)
-    card = {"scores": summary, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+    judged = report(scores_of, truth, labels)
+    card = {
+        "scores": summary,
+        "seed": seed,
+        "out_of_fold": judged,
+        "seconds": round(time.monotonic() - started, 1),
+    }
     if unknown := sum(name.startswith("/") for name in data.identities):
         card["warning"] = (
             f"the speakers of {unknown} of {len(data)} training clips are unknown: one may "
