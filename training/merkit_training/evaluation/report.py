@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,21 +68,24 @@ def evaluate(
     return report
 
 
-def predict(subject: Subject, record: ClipRecord) -> Prediction:
+def predict(subject: Subject, record: ClipRecord, source: str) -> Prediction:
     """The model's answer on one clip in full, with the frames in which faces were found."""
-    backend = subject.client.backend
+    backend, start = subject.client.backend, time.perf_counter()
     seen = look(record, backend.contract.preprocessing)
     entry = {k: v for k, v in seen.tensors.items() if k in DECODED_IN}
-    outputs = backend.infer(entry)
-    times = {float(time) for time in seen.faces.times}
+    timings = {"decode and faces": 1e3 * (time.perf_counter() - start)}
+    outputs = backend.infer(entry, timings)
+    timings["total"] = 1e3 * (time.perf_counter() - start)
+    times = {float(t) for t in seen.faces.times}
     pairs = zip(seen.decoded.frame_times, seen.decoded.frames, strict=True)
-    frames = {float(time): frame for time, frame in pairs if float(time) in times}
+    frames = {float(t): frame for t, frame in pairs if float(t) in times}
     identity = dict(backend.identity) | ({"notice": subject.notice} if subject.notice else {})
     return Prediction.from_outputs(
         {**seen.tensors, **outputs},
         backend.contract,
-        source=record.name,
+        source=source,
         transcript=record.text or None,
+        timings_ms=timings,
         bundle=identity,
         frames={} if record.faces else frames,
     )
@@ -98,10 +102,11 @@ def _pages(
     for row in worst:
         folder.mkdir(exist_ok=True)
         page = Report()
+        title = f"{row['name']} (labelled {row['truth']})"
         try:
-            page.add(row["name"], predict(subject, records[row["name"]]))
+            page.add(title, predict(subject, records[row["name"]], title))
         except MerkitError as error:  # the clip may have gone meanwhile
-            page.add(row["name"], error)
+            page.add(title, error)
         page.write(folder / f"{row['name']}.html")
         pages[row["name"]] = f"{PAGES}/{row['name']}.html"
     return pages
