@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from merkit.calibration.graph import read_constant, replace_constant
 from merkit.contract import MODALITIES
 from merkit.pipeline import GROUP_MODALITIES, GROUPS, SEED_VOTERS
 from merkit_training.fusion.calibration import fit_temperature
 from merkit_training.fusion.config import MERBENCH, BranchConfig
-from merkit_training.fusion.model import Branch, Fusion
+from merkit_training.fusion.model import Branch, Fusion, load
+from merkit_training.runs import save_step
 
 WIDTHS = {"a": 12, "t": 10, "v": 8, "j": 14, "V": 9}
 CLASSES = 6
@@ -183,7 +186,22 @@ def test_the_exported_graph_says_the_same(config: BranchConfig, tmp_path: Path) 
         dynamic_shapes=tuple({0: "batch"} for _ in names),
         verbose=False,
     )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    content = path.read_bytes()
+    assert read_constant(content, "temperatures").tolist() == model.temperatures.tolist()
+    for temperatures, prior in (
+        ((0.5, 1, 2, 3), (0.0,) * 6),
+        ((2, 1, 1, 5), (1, 0, -1, 0, 0.5, 0)),
+    ):
+        model.temperatures.copy_(torch.tensor(temperatures))
+        model.log_prior.copy_(torch.tensor(prior))
+        content = replace_constant(content, "temperatures", model.temperatures.numpy())
+        content = replace_constant(content, "log_prior", model.log_prior.numpy())
+        path.write_bytes(content)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        _says_the_same(session, model, names)
+
+
+def _says_the_same(session: Any, model: Fusion, names: list[str]) -> None:
     for subsets in ([(True, True, True)], [(False, False, False)], SUBSETS):
         features, presence = random_features(len(subsets), seed=3), torch.tensor(subsets)
         given = [f.clone() for f in features]
@@ -192,3 +210,29 @@ def test_the_exported_graph_says_the_same(config: BranchConfig, tmp_path: Path) 
         expected = model(*features, presence)
         for found, torch_says in zip(session.run(None, feeds), expected, strict=True):
             np.testing.assert_allclose(found, torch_says.detach().numpy(), atol=1e-5)
+
+
+def test_runs_without_a_class_prior_still_load(tmp_path: Path) -> None:
+    model = make_fusion()
+    voters = [{"name": v.name, "groups": list(v.groups)} for v in SEED_VOTERS]
+    facts = {"voters": voters, "labels": ["x"] * CLASSES, "widths": WIDTHS}
+    facts |= {"branch": {"hidden": 16, "dropout": 0.3, "gate": "softmax"}}
+    tensors = {k: v for k, v in model.state_dict().items() if k != "log_prior"}
+    save_step(tmp_path, "fusion", facts, tensors, {"scores": {}})
+    features, presence = random_features(3), torch.ones(3, 3, dtype=torch.bool)
+    again = load(tmp_path)(*features, presence)
+    for found, expected in zip(again, model(*features, presence), strict=True):
+        torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)  # weights are rounded
+
+
+def test_the_class_prior_moves_every_branch_alike() -> None:
+    model, features = make_fusion(), random_features(20)
+    presence = torch.ones(20, 3, dtype=torch.bool)
+    before, _ = model(*features, presence)
+    model.log_prior.copy_(torch.tensor([1.0, 0, 0, 0, 0, -2.0]))
+    after, _ = model(*features, presence)
+    moved = (after / before).log()
+    for c, shift in ((0, 1.0), (5, -2.0)):
+        torch.testing.assert_close(
+            moved[..., c] - moved[..., 1], torch.full((20, 4), shift), atol=1e-3, rtol=0
+        )

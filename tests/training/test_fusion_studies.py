@@ -25,7 +25,7 @@ from merkit_training.fusion.config import (
     BranchConfig,
     FusionConfig,
 )
-from merkit_training.fusion.dataset import FeatureSet, ranking_clips
+from merkit_training.fusion.dataset import FeatureSet, ranking_clips, read_features
 from merkit_training.fusion.model import Branch
 from merkit_training.fusion.train import fit_branch, fit_fusion, labels_of, majority, predict
 from merkit_training.metrics import waf
@@ -213,3 +213,28 @@ def test_the_weighted_vote_is_the_heaviest_label() -> None:
     for weights, expected in (((0.9, 0.3, 0.3), [0, 0]), ((0.5, 0.3, 0.6), [1, 2])):
         found = tables.voted(Fixed(), two, 0, weights=np.array(weights))  # type: ignore[arg-type]
         assert found[tables.WEIGHTED].tolist() == expected
+
+
+def test_valence_is_learnt_where_it_is_labelled_and_changes_no_graph(data: FeatureSet) -> None:
+    truth = data.text_features[:, 0] * 0.5 + 1
+    half = torch.arange(len(data)) % 2 == 0
+    labelled = replace(data, valence=torch.where(half, truth, torch.nan))
+    branch = BranchConfig(hidden=16, dropout=0.0, valence=True)
+    config = replace(QUICK, branch=branch, epochs=40, voters=("t", "t+v"))
+    model, _, _ = fit_fusion(labelled, labelled, config, 0, CLASSES)
+    held_out = data.presence[:, 2] & ~half
+    error = (tables.voted_valence(model, labelled) - truth.numpy())[held_out.numpy()] ** 2
+    assert error.mean() < 0.6 * float(truth[held_out].var())
+    assert set(tables.valence_errors(model, {"x": labelled, "y": data})) == {"x"}
+    assert [len(out) for out in model(*data.inputs())] == [len(data)] * 2
+    plain, _, _ = fit_fusion(data, data, replace(QUICK, voters=("t",)), 0, CLASSES)
+    assert tables.valence_errors(plain, {"x": labelled}) == {}
+
+
+def test_valence_survives_the_disk_and_old_features_have_none(
+    data: FeatureSet, tmp_path: Path
+) -> None:
+    assert data.valence.isnan().all() and len(data.valence) == len(data)
+    replace(data, valence=torch.ones(len(data))).save(tmp_path)
+    again = read_features(tmp_path).select(torch.arange(3))
+    assert again.valence.tolist() == [1.0] * 3

@@ -23,6 +23,7 @@ class BranchConfig:
     masked: bool = True  # absent groups have no share; else they are zeros like any other value
     standardise: bool = True  # features to zero mean and unit variance of the training set
     residual: bool = True  # add the joint representation to the attended one
+    valence: bool = False  # a second head for valence, for clips that are labelled with it
 
 
 MERBENCH = BranchConfig(hidden=128, gate="linear", masked=False, standardise=False, residual=False)

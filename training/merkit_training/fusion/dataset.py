@@ -8,7 +8,7 @@ sound alone, which it will meet in use. So three joint features are kept for eac
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ class FeatureSet:
     face_features: Tensor
     face_features_large: Tensor
     joint_views: Tensor  # float32 [n, 3, width], second axis as in JOINT_VIEWS
+    valence: Tensor = field(default_factory=lambda: torch.zeros(0))  # float32 [n], NaN: unlabelled
+
+    def __post_init__(self) -> None:
+        if len(self.valence) != len(self.names):  # sets that were written without
+            object.__setattr__(self, "valence", torch.full((len(self.names),), torch.nan))
 
     def __len__(self) -> int:
         return len(self.names)

@@ -182,8 +182,14 @@ def _named(clips: Sequence[Clip], tensors: dict[str, Tensor]) -> FeatureSet:
         identities=tuple(clip.group or f"/{clip.name}" for clip in clips),
         subsets=tuple(str(clip.truth.get("subset", "")) for clip in clips),
         labels=torch.tensor([-1 if clip.label is None else clip.label for clip in clips]),
+        valence=torch.tensor([_valence(clip) for clip in clips]),
         **tensors,
     )
+
+
+def _valence(clip: Clip) -> float:
+    stated = clip.record.valence if clip.record else None
+    return float("nan") if stated is None else stated
 
 
 def _batch(rows: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,8 @@ class Branch(nn.Module):
         self.joint = mlp(config.hidden * len(widths), config)
         self.attention = nn.Linear(config.hidden, len(widths))
         self.head = nn.Linear(config.hidden, classes)
+        if config.valence:
+            self.valence = nn.Linear(config.hidden, 1)
         for i, width in enumerate(widths):
             self.register_buffer(f"mean_{i}", torch.zeros(width))
             self.register_buffer(f"scale_{i}", torch.ones(width))
@@ -78,6 +80,11 @@ class Branch(nn.Module):
             logits float32 [b, classes]; shares float32 [b, groups], summing to 1 over the
             groups present, all 0 where none is.
         """
+        attended, shares = self.attend(features, here)
+        return self.head(attended), shares
+
+    def attend(self, features: Sequence[Tensor], here: Tensor) -> tuple[Tensor, Tensor]:
+        """What the heads read, float32 [b, hidden], and the shares; arguments as of `forward`."""
         hidden = []
         for i, (encoder, feature) in enumerate(zip(self.encoders, features, strict=True)):
             present = here[:, i : i + 1]
@@ -91,7 +98,7 @@ class Branch(nn.Module):
         if self.config.residual:
             attended = attended + joint
         size = torch.where(here, weights.abs(), 0.0)
-        return self.head(attended), size / size.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        return attended, size / size.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
     def weigh(self, logits: Tensor, here: Tensor) -> Tensor:
         """Attention weights [b, groups]; masked ones are exactly 0 for absent groups."""
@@ -126,6 +133,7 @@ class Fusion(nn.Module):
         config: BranchConfig,
     ) -> None:
         super().__init__()
+        self.config = config
         self.voters = tuple(voters)
         self.branches = nn.ModuleList(
             Branch([widths[g] for g in voter.groups], classes, config) for voter in voters

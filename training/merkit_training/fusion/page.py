@@ -50,8 +50,16 @@ def page(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
         "Temperatures are fitted on out-of-fold predictions. The vote's scores average only the "
         "branches that agree with it.",
         _plain(tables["calibration"], list(tables["calibration"]["vote"]), "scores"),
+        *_valence(tables),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _valence(tables: Mapping[str, Any]) -> list[str]:
+    if not tables.get("valence"):
+        return []
+    told = ", ".join(f"{error:.3f} on `{name}`" for name, error in tables["valence"].items())
+    return ["## Valence", f"Mean squared error, mean over the branches that won: {told}."]
 
 
 def _whose(tables: Mapping[str, Any]) -> str:

@@ -67,9 +67,11 @@ def fit_branch(
             rows = order[start : start + size]
             shown = hide_modalities(data.presence[rows], config.modality_dropout)
             features, here = _view(groups, data, rows, shown)
-            loss = _loss(
-                branch(features, here)[0], here, data.labels[rows], weights, config.label_smoothing
-            )
+            attended, _ = branch.attend(features, here)
+            logits = branch.head(attended)
+            loss = _loss(logits, here, data.labels[rows], weights, config.label_smoothing)
+            if config.branch.valence:
+                loss = loss + _valence_loss(branch.valence(attended), here, data.valence[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -93,6 +95,15 @@ def predict(branch: Branch, groups: Sequence[str], data: FeatureSet) -> tuple[Te
     with torch.no_grad():
         features, here = _view(groups, data, torch.arange(len(data)), data.presence)
         return branch(features, here)[0], here.any(dim=1)
+
+
+def predict_valence(branch: Branch, groups: Sequence[str], data: FeatureSet) -> Tensor:
+    """Valence float32 [n] of a branch that has the head for it."""
+    branch.eval()
+    with torch.no_grad():
+        features, here = _view(groups, data, torch.arange(len(data)), data.presence)
+        found: Tensor = branch.valence(branch.attend(features, here)[0])[:, 0]
+    return found
 
 
 def evenly(count: int, most: int) -> Tensor:
@@ -237,3 +248,10 @@ def _loss(
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     share = weights[labels] * here.any(dim=1)
     return (each * share).sum() / share.sum().clamp(min=1e-6)
+
+
+def _valence_loss(found: Tensor, here: Tensor, valence: Tensor) -> Tensor:
+    """Mean squared error over the clips that are labelled and of which anything is present."""
+    known = here.any(dim=1) & ~valence.isnan()
+    each = (found[:, 0] - torch.where(known, valence, 0.0)).square() * known
+    return each.sum() / known.sum().clamp(min=1)
