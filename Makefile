@@ -28,7 +28,7 @@ INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PACKAGES := sdk training export benchmarks
 LOCK := pyproject.toml constraints.txt
 
-.PHONY: demo test check bundle bench agreement serve triton install clean
+.PHONY: demo test check bundle studies bench agreement serve triton install clean
 
 demo: .venv/.demo  ## predict the sample clip with the checked-in bundle; no torch
 	@mkdir -p out
@@ -56,6 +56,11 @@ bundle: .venv/.dev  ## corpus, training, export, proof: rewrites $(BUNDLE)
 	@mkdir -p out
 	$(BIN)/python -m merkit_training.fusion.tables $(RUN) > out/modality-table.md
 	mv out/modality-table.md docs/modality-table.md
+
+studies: .venv/.dev  ## the seed's tables over seeds: hours; resumes; rewrites docs/studies
+	for study in emotion-vit internvit audio-text joint-tuning text-tuning; do \
+	  $(BIN)/merkit-train study training/studies/$$study.toml --corpus $(CORPUS) --out runs/studies \
+	    --page docs/studies/$$study.md || exit 1; done
 
 bench: .venv/.dev .venv-triton/.ready  ## PyTorch, embedded and Triton side by side
 	$(BIN)/python -m merkit_bench --bundle $(BUNDLE) --run $(RUN) --out out/bench \

@@ -189,6 +189,8 @@ def test_a_page_says_what_its_figures_say(study: Study, tmp_path: Path) -> None:
     assert better.count("**holds**") == len(TESTS) and "reversed**" not in better
     worse = fill(study, tmp_path / "b", {"adam": 0.5, "sgd": 0.9}, range(3))
     assert worse.count("**reversed**") == len(TESTS)
+    few = fill(study, tmp_path / "d", {"adam": 0.9, "sgd": 0.5}, range(2))
+    assert few.count("too few seeds") == len(TESTS) and "holds**" not in few
     even = fill(study, tmp_path / "c", {"adam": 0.7, "sgd": 0.7}, range(3))
     assert even.count("not decided") == len(TESTS)
     assert "3 seeds (0, 1, 2)" in even and "Synthetic" in even
@@ -198,7 +200,7 @@ def test_a_page_leaves_out_what_is_not_measured_and_says_so(study: Study, tmp_pa
     page = fill(study, tmp_path, {"adam": 0.9}, range(2))
     assert "Not yet measured: sgd." in page and "directions" not in page
     nothing = study_page(study, cells_of(study, tmp_path, tmp_path / "none", [0]), 6)
-    assert "Not yet measured: adam, sgd." in nothing
+    assert "Not yet measured: adam; sgd." in nothing
 
 
 def test_the_command_writes_a_page_and_names_mistakes(

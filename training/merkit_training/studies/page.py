@@ -18,6 +18,7 @@ from merkit_training.studies.measure import TESTS
 from merkit_training.studies.plan import Claim, Study, row_name
 
 RESAMPLES = 2000
+FEWEST = 3  # seeds on which a claim is decided
 Row = Mapping[str, np.ndarray]
 """Labels [seeds, clips] by test split."""
 
@@ -25,15 +26,16 @@ Row = Mapping[str, np.ndarray]
 def study_page(study: Study, cells: Sequence[Cell], classes: int) -> str:
     """Markdown of all measured cells; a row or claim without any is left out and said to be."""
     rows, truth, seeds = _rows(study, cells)
-    parts = [
-        f"# {study.title}",
-        study.about.strip(),
-        f"Synthetic clips: the figures prove the machinery and say nothing about people. Each row "
-        f"is trained under {len(seeds)} seeds ({', '.join(map(str, seeds))}); a head on the frozen "
-        "features is trained on `train`, its epoch chosen on `val`. Weighted average F1, mean ± "
-        "standard deviation over the seeds.",
-        _table(rows, truth, classes),
-    ]
+    written = f"Written by `merkit-train study training/studies/{study.name}.toml`; do not edit."
+    parts = [f"# {study.title}", written, study.about.strip()]
+    if rows:
+        parts += [
+            "Synthetic clips: the figures prove the machinery and say nothing about people. Each "
+            f"row is trained under {len(seeds)} seeds ({', '.join(map(str, seeds))}); a head on "
+            "the frozen features is trained on `train`, its epoch chosen on `val`. Weighted "
+            "average F1, mean ± standard deviation over the seeds.",
+            _table(rows, truth, classes),
+        ]
     claims = [_claim(claim, rows, truth, classes) for claim in study.claims if _known(claim, rows)]
     if claims:
         parts += [
@@ -45,7 +47,7 @@ def study_page(study: Study, cells: Sequence[Cell], classes: int) -> str:
         ]
     left = [row for row in study.rows() if row not in rows]
     if left:
-        parts.append(f"Not yet measured: {', '.join(left)}.")
+        parts.append(f"Not yet measured: {'; '.join(left)}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -77,7 +79,7 @@ def _table(rows: Mapping[str, Row], truth: Mapping[str, np.ndarray], classes: in
     lines = [head, "|---" * (len(TESTS) + 1) + "|"]
     for name, row in rows.items():
         scores = [_scores(row, truth, split, classes) for split in TESTS]
-        cells = [f"{s.mean():.3f} ± {_sd(s):.3f}" for s in scores]
+        cells = [_spread(s) for s in scores]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -98,6 +100,8 @@ def _claim(
 
 
 def _verdict(interval: Interval, each: np.ndarray) -> str:
+    if len(each) < FEWEST:
+        return "too few seeds"
     if interval.low > 0 and (each > 0).all():
         return "**holds**"
     if interval.high < 0 and (each < 0).all():
@@ -109,5 +113,7 @@ def _known(claim: Claim, rows: Mapping[str, Any]) -> bool:
     return claim.better in rows and claim.worse in rows
 
 
-def _sd(scores: np.ndarray) -> float:
-    return float(scores.std(ddof=1)) if len(scores) > 1 else 0.0
+def _spread(scores: np.ndarray) -> str:
+    if len(scores) < 2:
+        return f"{scores.mean():.3f}"
+    return f"{scores.mean():.3f} ± {scores.std(ddof=1):.3f}"
