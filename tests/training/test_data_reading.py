@@ -238,3 +238,42 @@ def test_encoders_and_fusion_share_clips_only_when_there_are_few() -> None:
 def test_too_few_speakers_are_split_and_it_is_said() -> None:
     _, remarks = divide(clips(30, 2), {"train": 0.7, "val": 0.3}, 0)
     assert [remark.kind for remark in remarks] == ["split speakers"]
+
+
+@pytest.mark.parametrize(
+    "text", ["path|label\na.mp4|calm\n", "a.mp4,calm\nb.mp4,tense\n", "label,text\ncalm,hi\n"]
+)
+def test_a_table_without_a_column_that_names_clips_is_refused(tmp_path: Path, text: str) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    with pytest.raises(InvalidInputError, match=r"has the columns .* expected a column path"):
+        read_dataset(table(tmp_path, text))
+
+
+@pytest.mark.parametrize("last", ["c.mp4,calm,hi\n", 'c.mp4,calm,"hi"\n'])
+def test_a_quote_left_open_swallows_no_row_unseen(tmp_path: Path, last: str) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    rows = f'path,label,text\na.mp4,calm,hi\nb.mp4,calm,"never closed\n{last}'
+    found = read_dataset(table(tmp_path, rows))
+    assert [record.name for record in found.records] == ["a"]
+    assert problems(found, "bad row") == ["row 3 of my.csv, lines 3 to 4"]
+
+
+def test_words_over_several_lines_are_one_cell(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    (record,) = read_dataset(table(tmp_path, 'path,text\na.mp4,"one\ntwo"\n')).records
+    assert record.text == "one\ntwo"
+
+
+def test_what_stands_for_no_label_is_no_class_unless_asked_for(tmp_path: Path) -> None:
+    rows = "name,label,text\n" + "".join(
+        f"{label}{i},{label},words\n" for label in ("calm", "NaN") for i in range(4)
+    )
+    path = table(tmp_path, rows)
+    found = read_dataset(path)
+    assert found.classes == ("calm",) and len(problems(found, "unknown label")) == 4
+    assert read_dataset(path, ["calm", "nan"]).classes == ("calm", "nan")
+
+
+def test_paths_that_no_system_admits_are_missing_files(tmp_path: Path) -> None:
+    rows = f"name,path,label\na,{'p' * 5000},calm\nb,p\0q,calm\n"
+    assert problems(read_dataset(table(tmp_path, rows)), "missing file") == ["a", "b"]

@@ -71,6 +71,8 @@ def fault_of(path: Path) -> str:
         size = path.stat().st_size
     except OSError as error:
         return error.strerror or type(error).__name__
+    except ValueError as error:  # a null character
+        return str(error)
     if not path.is_file():
         return "no plain file"
     if not size:

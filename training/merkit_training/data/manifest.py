@@ -13,13 +13,15 @@ Columns (others are ignored; the first spelling found of each is read):
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+from merkit.errors import InvalidInputError
 from merkit_training.data.files import MediaIndex, faces_of, fault_of
 from merkit_training.data.records import UNLABELLED, ClipRecord, Problem, fit_for_a_file, number
-from merkit_training.data.tables import WHERE, Row, rows_of
+from merkit_training.data.tables import LINES, WHERE, Row, header_of, rows_of
 
 LABELS = ("discrete", "label", "emotion")
 TEXTS = ("text", "transcript", "sentence", "chinese", "english", "subtitle")
@@ -32,8 +34,10 @@ def read_manifest(path: Path) -> tuple[list[ClipRecord], list[Problem]]:
     """Records with labels as they are spelt, one for each usable row, in order.
 
     Raises:
-        InvalidInputError: the file cannot be read or has no header.
+        InvalidInputError: the file cannot be read, has no header, or none that names clips.
     """
+    if path.suffix.lower() not in LINES and (columns := header_of(path)):
+        _refuse_nameless(path, columns)
     reader = _Reader(path)
     for row in rows_of(path):
         if isinstance(row, Problem):
@@ -41,6 +45,15 @@ def read_manifest(path: Path) -> tuple[list[ClipRecord], list[Problem]]:
         else:
             reader.add(row)
     return reader.records, reader.problems
+
+
+def _refuse_nameless(path: Path, columns: Sequence[str]) -> None:
+    if not {"path", "file", "name"} & set(columns):
+        raise InvalidInputError(
+            f"{path} has the columns {', '.join(map(ascii, columns[:9]))}",
+            "a column path (or file) or name, in UTF-8, between commas, semicolons or tabs",
+            "write a header such as path,discrete,text,group,split",
+        )
 
 
 class _LostError(Exception):
@@ -138,4 +151,5 @@ def split_of(text: str) -> str | None:
 
 def _refuse_unusable(path: Path) -> None:
     if fault := fault_of(path):
-        raise _LostError("unreadable" if path.exists() else "missing file", f"{path}: {fault}")
+        there = os.path.lexists(path)  # unlike Path.exists, for any name
+        raise _LostError("unreadable" if there else "missing file", f"{path}: {fault}")

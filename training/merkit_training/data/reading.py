@@ -21,6 +21,8 @@ from merkit_training.labels import ALIASES, MER6
 LEAST_CLIPS = 3
 """A class with fewer is taken for a slip of the pen, unless it was asked for by name: it could not
 be in training, validation and a test at once."""
+NO_LABEL = frozenset({"nan", "na", "n/a", "null", "none", "-"})
+"""What other tools write for a label that is missing: a class only if it was asked for by name."""
 
 
 def read_dataset(path: Path, classes: Sequence[str] = ()) -> Dataset:
@@ -81,8 +83,9 @@ def _classes(records: Sequence[ClipRecord], is_mer: bool) -> tuple[str, ...]:
         return MER6
     if is_mer and tally and set(tally) <= set(MER6):
         return MER6
-    often = [name for name, count in tally.items() if count >= LEAST_CLIPS]
-    return in_order(often or list(tally), MER6)
+    real = {name: count for name, count in tally.items() if name not in NO_LABEL}
+    often = [name for name, count in real.items() if count >= LEAST_CLIPS]
+    return in_order(often or list(real), MER6)
 
 
 def _known(

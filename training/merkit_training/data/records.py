@@ -17,6 +17,8 @@ from typing import Any
 UNLABELLED = "unlabelled"
 SHOWN = 5
 """Clips that a text report names of each kind of problem; the JSON names all."""
+TOLD = 300
+"""Characters of a name or detail in a text report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,14 @@ def problem_lines(problems: Iterable[Problem]) -> list[str]:
 
 def _told(problem: Problem) -> str:
     return " ".join(
-        part for part in (problem.name, problem.detail and f"({problem.detail})") if part
+        part
+        for part in (_short(problem.name), problem.detail and f"({_short(problem.detail)})")
+        if part
     )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= TOLD else f"{text[:TOLD]}..."
 
 
 def fit_for_a_file(name: str) -> bool:

@@ -10,10 +10,13 @@ import csv
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from merkit.errors import InvalidInputError
 from merkit_training.data.records import Problem
+
+if TYPE_CHECKING:
+    import _csv
 
 LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = (".csv", ".tsv", *LINES)
@@ -51,13 +54,13 @@ def header_of(path: Path) -> tuple[str, ...]:
         return ()
 
 
-def _reader(file: TextIO, path: Path) -> Iterator[list[str]]:
+def _reader(file: TextIO, path: Path) -> _csv.Reader:
     first = file.readline(FIELD_BYTES)
     file.seek(0)
     counts = {mark: first.count(mark) for mark in (",", ";", "\t")}
     mark = "\t" if path.suffix.lower() == ".tsv" else max(counts, key=lambda m: counts[m])
     csv.field_size_limit(FIELD_BYTES)
-    return csv.reader(file, delimiter=mark)
+    return csv.reader(file, delimiter=mark, strict=True)  # a quote left open swallows no row unseen
 
 
 def _cells(file: TextIO, path: Path) -> Iterator[Row | Problem]:
@@ -74,14 +77,15 @@ def _cells(file: TextIO, path: Path) -> Iterator[Row | Problem]:
         )
     number = 1
     while True:
-        number += 1
+        number, begun = number + 1, reader.line_num + 1
         where = f"row {number} of {path.name}"
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield Problem("bad row", where, str(error))
+            swallowed = "" if reader.line_num <= begun else f", lines {begun} to {reader.line_num}"
+            yield Problem("bad row", where + swallowed, str(error))
             continue
         if not any(cells):
             continue
