@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from merkit.media import decode_clip
 from merkit_training.corpus import clip_splits, open_set, read_clips, read_sentences, read_table
 from merkit_training.data import prepare as preparing
 from merkit_training.data.evidence import read_evidence
-from merkit_training.data.prepare import prepare
+from merkit_training.data.prepare import _alone, prepare
 from merkit_training.data.records import ClipRecord
 from merkit_training.encoders.utterances import Utterances
 from merkit_training.encoders.vision.faces import FaceSets
@@ -202,3 +204,18 @@ def test_real_recordings(media: Path) -> None:
     found = read_evidence(speech, Preprocessing())
     assert len(found.waveform) == pytest.approx(32_000, abs=200)
     assert [p.kind for p in found.problems] == ["no video stream"]
+
+
+def test_two_processes_do_not_fill_one_folder(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from merkit_training.data.prepare import _alone\n"
+        "with _alone(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None and first.stdout.readline()
+        with pytest.raises(InvalidInputError, match="another process"), _alone(tmp_path):
+            pass
+        first.kill()
+    with _alone(tmp_path):  # whoever is killed leaves the folder free
+        pass

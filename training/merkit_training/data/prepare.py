@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +87,18 @@ def prepare(source: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     """
     config, p = recipe.data, recipe.preprocessing
     dataset = read_dataset(source, config.classes)
+    _refuse_one_class(source, dataset)
+    splits, remarks = assign(dataset.records, config)
+    learns, judges, more = halves(dataset.records, splits, config)
+    with _alone(out):
+        _claim(out, dataset, config, p)
+        if (out / "card.json").is_file():
+            card: dict[str, Any] = json.loads((out / "card.json").read_text("utf-8"))
+            return card
+        return _write(out, recipe, dataset, splits, learns, judges, [*remarks, *more])
+
+
+def _refuse_one_class(source: Path, dataset: Dataset) -> None:
     if len(dataset.classes) < 2:
         found = f"{len(dataset.records)} usable clips of {len(dataset.classes)} classes"
         raise InvalidInputError(
@@ -92,18 +106,51 @@ def prepare(source: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
             "labels of at least two classes",
             "check the column discrete (or label), or name the classes in [data]",
         )
-    splits, remarks = assign(dataset.records, config)
-    learns, judges, more = halves(dataset.records, splits, config)
-    _claim(out, dataset, config, p)
-    if (out / "card.json").is_file():
-        card: dict[str, Any] = json.loads((out / "card.json").read_text("utf-8"))
-        return card
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Refuses a folder that another process is filling: both would write the same names."""
+    try:
+        import fcntl  # not on every system
+    except ModuleNotFoundError:
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _unusable(out, error) from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+    except BlockingIOError:
+        os.close(folder)
+        raise InvalidInputError(
+            f"another process is preparing {out}", "one at a time", "wait, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+def _write(
+    out: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    splits: Sequence[str],
+    learns: Sequence[bool],
+    judges: Sequence[bool],
+    remarks: Sequence[Problem],
+) -> dict[str, Any]:
+    """Decodes and writes what is missing of a claimed corpus; its card."""
+    config, p = recipe.data, recipe.preprocessing
     wanted = [i for i, split in enumerate(splits) if split != UNLABELLED]
     taught = [learns[i] or splits[i] == "val" for i in wanted]
     parts = list(_parts([dataset.records[i] for i in wanted], taught, out, p))
     _decode(parts, config.workers)
     facts = [fact for part in parts for fact in _facts(part)]
-    problems = [*dataset.problems, *remarks, *more]
+    problems = [*dataset.problems, *remarks]
     problems += [found for fact in facts for found in problems_from(fact["problems"])]
     usable = {
         i: not any(q["lost"] for q in f["problems"]) for i, f in zip(wanted, facts, strict=True)
@@ -168,9 +215,7 @@ def _claim(out: Path, dataset: Dataset, config: DataConfig, p: Preprocessing) ->
         out.mkdir(parents=True, exist_ok=True)
         found = json.loads(note.read_text("utf-8")) if note.exists() else None
     except (OSError, ValueError) as error:
-        raise InvalidInputError(
-            f"{out} cannot be used ({error})", "a folder for the corpus", "give another folder"
-        ) from None
+        raise _unusable(out, error) from None
     if found is None and any(out.iterdir()):
         raise InvalidInputError(
             f"{out} is not empty and was not written by merkit-train prepare",
@@ -185,6 +230,12 @@ def _claim(out: Path, dataset: Dataset, config: DataConfig, p: Preprocessing) ->
         )
     told = {"identity": identity, "source": str(dataset.source), "config": asdict(config)}
     write_text(note, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+
+
+def _unusable(out: Path, error: Exception) -> InvalidInputError:
+    return InvalidInputError(
+        f"{out} cannot be used ({error})", "a folder for the corpus", "give another folder"
+    )
 
 
 def _parts(
