@@ -51,6 +51,19 @@ class StepSpec:
     needs: tuple[str, ...] = ()
 
 
+_COUNTS = (
+    "sample_rate",
+    "frames_per_clip",
+    "max_frame_side",
+    "face_size",
+    "grid",
+    "min_face_detections",
+    "mel_bins",
+    "max_text_tokens",
+)
+"""Constants of `Preprocessing` that are whole numbers of things, at least one."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Constants that turn media into model inputs. All are part of the contract's hash."""
@@ -71,6 +84,19 @@ class Preprocessing:
     joint_window_seconds: float = 4.0  # fixed window of the joint model's audio tower
     max_text_tokens: int = 64  # of longer text, the first
     prompt: str = "What emotion does the speaker feel?"  # precedes the transcript (seed 2.3)
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, not 1 or more")
+        for name in ("max_audio_seconds", "joint_window_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, not more than 0")
+        for name in ("face_margin", "min_audio_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, not 0 or more")
+        if not min(self.face_std) > 0:
+            raise ValueError(f"face_std is {self.face_std}, not more than 0")
 
 
 @dataclass(frozen=True)

@@ -126,3 +126,12 @@ def test_reading_a_recipe_needs_no_torch() -> None:
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert set(TABLES) <= set(recipe_from({}).to_json())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("face_size", 0), ("grid", -1), ("sample_rate", 0), ("max_audio_seconds", -1.0)],
+)
+def test_impossible_preprocessing_is_refused(key: str, value: float) -> None:
+    with pytest.raises(InvalidInputError, match=rf"\[preprocessing\]: {key} is"):
+        recipe_from({"preprocessing": {key: value}})
