@@ -153,3 +153,21 @@ def test_an_unknown_stage_is_refused(recipe: Path, capsys: pytest.CaptureFixture
         cli.main(["run", str(recipe), "--corpus", ".", "--out", "x", "--stage", "faces"])
     assert stopped.value.code == 2
     assert "invalid choice" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    recipe: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "run"
+    assert cli.main(["run", str(recipe), "--corpus", str(corpus), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert str(out) in error and error.count("\n") == 1
+
+
+def test_a_stage_asked_for_that_the_recipe_leaves_out_is_said(
+    recipe: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(recipe), "--corpus", str(corpus), "--out", str(tmp_path / "run")]
+    assert cli.main([*arguments, "--stage", "face_pretraining"]) == 0
+    assert "face_pretraining: left out" in capsys.readouterr().out

@@ -7,20 +7,25 @@ once. The commands themselves are in `merkit_training.commands`.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
-from merkit.errors import MerkitError, MissingExtraError
+from merkit.errors import InvalidInputError, MerkitError, MissingExtraError
 from merkit_training.commands import add_all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status (0 done, 2 an error, 130 interrupted)."""
+    """Runs the command line; returns the exit status.
+
+    0: done; 2: an error; 130: interrupted; 141: nobody read the output any more.
+    """
     arguments = _parser().parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     command: Callable[[argparse.Namespace], None] = arguments.command
     try:
         command(arguments)
+        sys.stdout.flush()
     except MerkitError as error:
         return _fail(error)
     except ModuleNotFoundError as error:
@@ -28,6 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if package.startswith("merkit"):
             raise
         return _fail(MissingExtraError.of(package, "train"))
+    except BrokenPipeError:  # whoever read the output has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
+        return 141
+    except OSError as error:  # of the machine: a full disk, a folder without permission to write
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _fail(InvalidInputError(what, "files to read and room to write", "correct the path"))
     except KeyboardInterrupt:
         print("\nmerkit-train: stopped; the same command continues", file=sys.stderr)
         return 130

@@ -70,6 +70,8 @@ def _run(arguments: argparse.Namespace) -> None:
     card = RunCard(arguments.out, recipe, arguments.corpus)
     for stage in [arguments.stage] if arguments.stage else STAGES:
         if not is_asked(recipe, stage):
+            if arguments.stage:
+                _say(f"{stage}: left out, as [{stage}] epochs is 0")
             continue
         if card.done(stage):
             card.adopt(stage)
