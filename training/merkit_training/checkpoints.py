@@ -283,6 +283,7 @@ def _read(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception) -> BundleCorruptError:
     first = (str(error).strip() or "no message").splitlines()[0]
+    first = first.partition(". In PyTorch")[0]  # which goes on to advise unpickling anything
     return BundleCorruptError(
         f"{path} cannot be read ({type(error).__name__}: {first})",
         "tensors, and nothing but tensors",

@@ -149,7 +149,11 @@ def _load(folder: Path, spec: EncoderSpec) -> Any:
     dtype = torch.bfloat16 if spec.bf16 else torch.float32
     try:
         model, loaded = AutoModel.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, dtype=dtype
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are named below
+            dtype=dtype,
         )
     except Exception as error:  # transformers raises RuntimeError, OSError, SafetensorError, ...
         raise BundleCorruptError(
@@ -157,6 +161,13 @@ def _load(folder: Path, spec: EncoderSpec) -> Any:
             "weights of the shapes that config.json states",
             "fetch an unchanged copy of the checkpoint",
         ) from None
+    if mismatched := sorted(loaded["mismatched_keys"]):
+        key, found, expected = mismatched[0]
+        raise BundleCorruptError(
+            f"{key!r} in {folder} has the shape {tuple(found)}",
+            f"{tuple(expected)}, by its config.json",
+            "fetch an unchanged copy of the checkpoint",
+        )
     if missing := sorted(key for key in loaded["missing_keys"] if not SPARE.search(key)):
         raise BundleCorruptError(
             f"{folder} lacks the weight {missing[0]!r} and {len(missing) - 1} more",
