@@ -60,7 +60,7 @@ def _gather(arguments: argparse.Namespace) -> None:
 
     table = {
         "labels": arguments.labels,
-        "classes": {"8": FACE8, "3": FACE3}.get(arguments.classes[0], arguments.classes),
+        "classes": {("8",): FACE8, ("3",): FACE3}.get(tuple(arguments.classes), arguments.classes),
         "cropped": arguments.cropped,
         "frames": arguments.frames,
         "yunet": arguments.yunet,
@@ -77,5 +77,5 @@ def _gather(arguments: argparse.Namespace) -> None:
     report = gather(arguments.sources, arguments.out, settings, arguments.workers)
     for source, facts in report["sources"].items():
         dropped = ", ".join(f"{n} {reason}" for reason, n in facts["dropped"].items() if n)
-        print(f"{source}: {facts['kept']} of {facts['faces']} faces kept ({dropped or 'all'})")
+        print(f"{source}: {facts['kept']} of {facts['faces']} faces kept ({dropped or 'no drops'})")
     print(f"{report['kept']} faces are at {arguments.out}; {arguments.out / 'report.md'} says more")

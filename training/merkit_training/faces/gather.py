@@ -61,7 +61,7 @@ def gather(
         InvalidInputError: a source is missing, `out` cannot be written, or was begun with other
             options.
     """
-    _check(sources, out)
+    _check(sources, out, settings.labels)
     try:
         return _gather(sources, out, settings, workers)
     except (OSError, sqlite3.OperationalError) as error:
@@ -257,13 +257,17 @@ def _card(report: dict[str, Any], settings: GatherSettings) -> dict[str, Any]:
     }
 
 
-def _check(sources: Sequence[Path], out: Path) -> None:
+def _check(sources: Sequence[Path], out: Path, labels: str) -> None:
     if not sources:
         raise InvalidInputError("no source was given", "folders, or CSV files")
     for source in sources:
         if not source.exists():
             raise InvalidInputError(
                 f"there is no {source}", "a folder of pictures or videos", "check the path"
+            )
+        if labels != "csv" and not source.is_dir():
+            raise InvalidInputError(
+                f"{source} is a file", "a folder", "give its folder, or --labels csv for a table"
             )
         if source.resolve() == out.resolve() or source.resolve() in out.resolve().parents:
             raise InvalidInputError(

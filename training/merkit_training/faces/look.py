@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from merkit_training.faces.filters import Thresholds, reason_to_drop
 from merkit_training.faces.finders import CascadeFinder, Finder, LandmarkFinder, turned_of_crop
 from merkit_training.faces.sets import READERS, Item
 from merkit_training.labels import FACE8
-from merkit_training.settings import Count, Natural, Share
+from merkit_training.settings import Count, Natural, Range, Share
 
 SHARPNESS_SIDE = 64  # pixels: one real face measured 1900 at 64, 687 at 112, 97 at 224
 LEAST_SOUND, ABOUT_SOUND = 0.1, "the sound"  # seconds, and what is said of the rest: unused here
@@ -34,7 +34,7 @@ SAME_IOU = 0.2  # overlap at which boxes in two frames are one face, as in the S
 class GatherSettings:
     """What is gathered and how; everything that decides which faces come out."""
 
-    side: Count = 64  # of a crop, in pixels
+    side: Annotated[int, Range(1, 4096)] = 64  # of a crop, in pixels
     margin: float = 0.0  # the box is the detector's, grown by this share of its side
     frames: Count = 8  # sampled evenly from a video
     frame_side: Count = 1280  # frames and pictures are scaled down to this longer side, in pixels
