@@ -21,7 +21,7 @@ from merkit_training.features.cache import FeatureCache
 from merkit_training.features.clips import ClipList, list_clips
 from merkit_training.features.engine import CHUNK, batches
 from merkit_training.features.extract import Extraction, extract
-from merkit_training.features.extractor import EncoderSpec, Extractor, Feature
+from merkit_training.features.extractor import EncoderSpec, Extractor, Feature, make_extractor
 from merkit_training.features.material import SEVERAL, Material, read_material
 from merkit_training.features.report import Report
 
@@ -314,3 +314,13 @@ def test_the_cache_reads_what_it_wrote(tmp_path: Path) -> None:
     assert entry is not None and entry.feature is None and entry.problems == ("silent",)
     cache.write(key, Feature(row), [])
     assert cache.has(key, False) and not cache.has(key, True)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="cannot use the device 'nonsense'"):
+        make_extractor(EncoderSpec(str(tmp_path), device="nonsense"))
+
+
+def test_a_missing_folder_of_faces_is_refused(sounds: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="there is no folder"):
+        list_clips(sounds, faces=tmp_path / "nowhere")

@@ -62,6 +62,8 @@ def list_clips(source: Path, texts: Path | None = None, faces: Path | None = Non
         listed = _folder(source)
     else:
         listed = _dataset(source)
+    if faces is not None and not faces.is_dir():
+        raise InvalidInputError(f"there is no folder {faces}", "faces", "check the path of --faces")
     words = _texts(texts) if texts else {}
     problems = dict(listed.problems)
     names = {clip.name for clip in listed.clips}

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing, canonical
+from merkit.errors import InvalidInputError
 from merkit_training.features.material import Material
 
 Kind = Literal["vision", "video", "audio", "text"]
@@ -88,7 +89,7 @@ def make_extractor(spec: EncoderSpec) -> Extractor:
     """Builds the encoder.
 
     Raises:
-        InvalidInputError: an unknown step or an unsupported kind of model.
+        InvalidInputError: an unknown step, an unsupported kind of model, or no such device.
         BundleNotFoundError: no such run or checkpoint.
         BundleCorruptError: damaged files.
     """
@@ -97,6 +98,7 @@ def make_extractor(spec: EncoderSpec) -> Extractor:
     torch.set_num_threads(spec.threads)
     if spec.device == "cuda":
         spec = replace(spec, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    _refuse_unusable(spec.device)
     run, _, step = spec.source.rpartition(":")
     if run and (Path(run) / "recipe.json").is_file():
         from merkit_training.features.trained import TrainedStep
@@ -105,3 +107,17 @@ def make_extractor(spec: EncoderSpec) -> Extractor:
     from merkit_training.encoders.baselines import make_baseline
 
     return make_baseline(spec)
+
+
+def _refuse_unusable(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1).to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no such, or none here
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidInputError(
+            f"torch cannot use the device {device!r} here ({first[:120]})",
+            "cpu, or cuda where torch sees a GPU",
+            "give --device cpu",
+        ) from None
