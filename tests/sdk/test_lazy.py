@@ -106,6 +106,14 @@ def test_all_1296_patterns_give_the_label_of_asking_everybody() -> None:
     assert 0 < saved < len(patterns)
 
 
+def test_the_dearest_encoder_waits_until_only_its_voter_can_settle_the_vote() -> None:
+    """The two best in agreement need no other, though a cheap low-ranked voter stands beside."""
+    agreed, walker = pull(np.array([[3, 3, 3, 3]]))
+    assert agreed.tolist() == [3] and "face_encoder_large" not in walker.ran
+    split, walker = pull(np.array([[1, 2, 3, 3]]))
+    assert split.tolist() == [3] and "face_encoder_large" in walker.ran
+
+
 def test_every_mix_of_modalities_gives_the_label_of_asking_everybody() -> None:
     rng = np.random.default_rng(0)
     reads = [{"a": 1, "t": 2, "v": 0, "V": 0}, {"j": (1, 2)}]

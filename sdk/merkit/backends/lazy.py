@@ -1,4 +1,4 @@
-"""Lazy voting: pull voters, cheapest encoders first, until the outcome cannot change.
+"""Lazy voting: pull voters, the cheapest way to certainty first, until the outcome cannot change.
 
 A ranked-mode outcome is often certain before every voter has spoken, and the dearest encoder of
 the large profile serves one voter alone. Running it for a vote that cannot matter is most of the
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 
@@ -53,6 +53,51 @@ def _settled(ballots: tuple[int, ...], named: int, classes: int) -> bool:
     return True
 
 
+def next_voter(
+    ballots: Sequence[int], reads: tuple[tuple[tuple[str, float], ...], ...], classes: int
+) -> int | None:
+    """Whom to ask next; None where the outcome is settled.
+
+    Of all sets of pending voters that would settle the outcome if they agreed, the one whose
+    encoders cost least is hoped for, and its cheapest voter is asked. A cheap voter that can
+    never settle anything with the others of its price is so not asked first.
+
+    Args:
+        ballots: as `settled` takes them.
+        reads: for each voter the groups that it reads with the costs of their encoders.
+        classes: how many there are to vote for.
+    """
+    names = {ballot: i for i, ballot in enumerate(dict.fromkeys(b for b in ballots if b >= 0))}
+    return _next_voter(tuple(names.get(b, b) for b in ballots), len(names), reads, classes)
+
+
+@cache
+def _next_voter(
+    ballots: tuple[int, ...],
+    named: int,
+    reads: tuple[tuple[tuple[str, float], ...], ...],
+    classes: int,
+) -> int | None:
+    if _settled(ballots, named, classes):
+        return None
+    pending = [i for i, ballot in enumerate(ballots) if ballot == PENDING]
+    known = {g for i, ballot in enumerate(ballots) if ballot >= 0 for g, _ in reads[i]}
+
+    def cost(voters: Sequence[int]) -> float:
+        return sum({g: c for i in voters for g, c in reads[i] if g not in known}.values())
+
+    def hopeful(voters: Sequence[int]) -> bool:
+        hopes = range(min(classes, named + 1))
+        return any(
+            settled([hope if i in voters else b for i, b in enumerate(ballots)], classes)
+            for hope in hopes
+        )
+
+    sets = [s for size in range(1, len(pending) + 1) for s in combinations(pending, size)]
+    best = min((s for s in sets if hopeful(s)), key=lambda s: (cost(s), len(s), s))
+    return min(best, key=lambda voter: (cost([voter]), voter))
+
+
 def step_costs(bundle: Bundle) -> dict[str, float]:
     """What each ONNX step costs, for ordering alone: the manifest's `costs` (floating-point
     operations for one clip), or the sizes of the model files where it has none."""
@@ -88,42 +133,51 @@ def pull_votes(
     presence = values["presence"]
     there = {g: presence[:, _columns(g)].any(axis=1) for g in contract.groups}
     able = np.stack([np.any([there[g] for g in v.groups], axis=0) for v in voters], axis=1)
-    ballots = np.where(able, PENDING, NOBODY)
+    ballots = np.where(able, PENDING, NOBODY).tolist()
     scores = np.zeros((len(presence), len(voters), classes), np.float32)
     shares = np.zeros((len(presence), len(voters), len(contract.groups)), np.float32)
     (fusion,) = (step for step in steps if "branch_scores" in step.outputs)
+    price = [_prices(contract, costs, row) for row in presence]
     while True:
-        undecided = np.array([not settled(row.tolist(), classes) for row in ballots], bool)
-        asked = (ballots == PENDING) & undecided[:, None]
-        if not asked.any():
+        turns = [
+            next_voter(row, groups, classes) for row, groups in zip(ballots, price, strict=True)
+        ]
+        asked = sorted({voter for voter in turns if voter is not None})
+        if not asked:
             break
-        features = {
-            i: cut(steps, values.keys(), [GROUPS[g] for g in voters[i].groups])
-            for i in np.flatnonzero(asked.any(axis=0)).tolist()
-        }
-        cheapest = min(features, key=lambda i: _cost(features[i], costs, presence))
-        walk(features[cheapest], values)
+        wanted = {GROUPS[g] for voter in asked for g in voters[voter].groups}
+        walk(cut(steps, values.keys(), sorted(wanted)), values)
         given = {name: _or_zeros(contract, name, values, len(presence)) for name in fusion.inputs}
         walk((fusion,), given)
-        rows = np.flatnonzero(asked[:, cheapest])
-        scores[rows, cheapest] = given["branch_scores"][rows, cheapest]
-        shares[rows, cheapest] = given["branch_contributions"][rows, cheapest]
-        ballots[rows, cheapest] = scores[rows, cheapest].argmax(axis=1)
+        for row, voter in enumerate(turns):
+            if voter is not None:
+                scores[row, voter] = given["branch_scores"][row, voter]
+                shares[row, voter] = given["branch_contributions"][row, voter]
+                ballots[row][voter] = int(scores[row, voter].argmax())
     values["branch_scores"], values["branch_contributions"] = scores, shares
     walk(cut(steps, values.keys(), OUTCOME), values)
 
 
-def _cost(plan: Sequence[StepSpec], costs: Mapping[str, float], presence: np.ndarray) -> float:
-    """Of the steps that have to run; those of modalities that no clip of the batch has do not."""
-    return sum(
-        costs.get(step.name, 0.0)
-        for step in plan
-        if not step.needs or presence[:, [MODALITIES.index(m) for m in step.needs]].any()
-    )
+def _prices(
+    contract: Contract, costs: Mapping[str, float], presence: np.ndarray
+) -> tuple[tuple[tuple[str, float], ...], ...]:
+    """For each voter the groups that it reads and what each one's encoder costs for a clip with
+    this `presence`: nothing where all of its modalities are absent."""
+    makers = {step.outputs[0]: step for step in contract.steps if step.outputs}
+    price = {}
+    for group in contract.groups:
+        step = makers.get(GROUPS[group])
+        idle = step is None or (step.needs and not presence[_modalities(step.needs)].any())
+        price[group] = 0.0 if idle or step is None else costs.get(step.name, 0.0)
+    return tuple(tuple((g, price[g]) for g in voter.groups) for voter in contract.voters)
 
 
 def _columns(group: str) -> list[int]:
-    return [MODALITIES.index(m) for m in GROUP_MODALITIES[group]]
+    return _modalities(GROUP_MODALITIES[group])
+
+
+def _modalities(names: Sequence[str]) -> list[int]:
+    return [MODALITIES.index(name) for name in names]
 
 
 def _or_zeros(contract: Contract, name: str, values: Values, batch: int) -> np.ndarray:
