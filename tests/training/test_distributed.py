@@ -206,8 +206,10 @@ STAGES = ("face_pretraining", "face_encoder", "text_encoder", "audio_encoder", "
 
 
 def _run(tmp_path: Path, corpus: Path, stage: str, processes: int) -> int:
-    (tmp_path / "r.toml").write_text(RECIPE)
-    command = ["run", str(tmp_path / "r.toml"), "--corpus", str(corpus), "--stage", stage]
+    recipe = tmp_path / "r.toml"
+    if not recipe.exists():  # one process would read what another is just writing
+        recipe.write_text(RECIPE)
+    command = ["run", str(recipe), "--corpus", str(corpus), "--stage", stage]
     return cli.main([*command, "--out", str(tmp_path / "run"), "--processes", str(processes)])
 
 
