@@ -4,8 +4,8 @@ An extraction that holds its clips in memory, or slows as they grow, shows only 
 it was meant for. `python -m merkit_bench.features` runs the command itself on growing numbers of
 clips, all different to the cache: copies of the sample with a box of their own at the end.
 
-Rates are taken between the smallest and the largest number, so that starting (imports, the
-encoder, Ray) does not count; it is reported beside them.
+Rates are read off the times at which features came into the cache, from the first tenth to the
+last, so that starting (imports, the encoder, Ray) does not count; it is reported beside them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Cost:
     seconds: float  # wall
     processor: float  # seconds of the command and of what it waited for
     memory: float  # MB, greatest of the command's own process
+    rate: float  # clips a second, once a tenth of them was done
 
 
 def main() -> int:
@@ -64,8 +65,7 @@ def main() -> int:
         costs = []
         for number in range(args.rounds):  # interleaved: a slow minute hits all alike
             for spread in args.spreads:
-                wanted = counts if spread == "one process" else (counts[0], counts[-1])
-                for count in wanted:
+                for count in counts if spread == "one process" else counts[-1:]:
                     out = root / f"{number}-{spread}-{count}"
                     costs.append(_measure(spread, f"{run}:{args.step}", folders[count], out))
     write_json(
@@ -94,16 +94,15 @@ def growth(costs: Sequence[Cost]) -> list[str]:
 
 
 def workers(costs: Sequence[Cost]) -> list[str]:
-    """Markdown: clips a second once started, as a ratio to one process, and the start."""
+    """Markdown: clips a second once started, as a ratio to one process, and all the rest."""
     rows = ["| spread | clips/s | to one process | start, s |", "|---|---:|---:|---:|"]
     first = None
     for spread in dict.fromkeys(c.spread for c in costs):
-        same = [c for c in costs if c.spread == spread]
-        low, high = min(c.clips for c in same), max(c.clips for c in same)
-        short, long = (median(c.seconds for c in same if c.clips == n) for n in (low, high))
-        rate = (high - low) / (long - short)
+        most = max(c.clips for c in costs)
+        same = [c for c in costs if c.spread == spread and c.clips == most]
+        rate, seconds = median(c.rate for c in same), median(c.seconds for c in same)
         first = first or rate
-        rows.append(f"| {spread} | {rate:.1f} | {rate / first:.2f} | {short - low / rate:.1f} |")
+        rows.append(f"| {spread} | {rate:.1f} | {rate / first:.2f} | {seconds - most / rate:.1f} |")
     return rows
 
 
@@ -124,8 +123,11 @@ def _measure(spread: str, encoder: str, clips: Path, out: Path) -> Cost:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{errors.read_text('utf-8')[-4000:]}")
     seconds = time.monotonic() - started
-    count = len(list(clips.iterdir()))
-    return Cost(spread, count, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    done = sorted(entry.stat().st_mtime for entry in (out / "cache").glob("*/*.safetensors"))
+    tenth = len(done) // 10
+    rate = (len(done) - 1 - tenth) / (done[-1] - done[tenth])
+    processor = used.ru_utime + used.ru_stime
+    return Cost(spread, len(done), seconds, processor, used.ru_maxrss / 1024, rate)
 
 
 def _clips(folder: Path, count: int) -> Path:
