@@ -18,7 +18,7 @@ from merkit_training.fusion.features import Decoded, Encoder
 from merkit_training.recipe import Recipe, recipe_from
 from merkit_training.runs import read_json, write_json
 from merkit_training.studies import cells as running
-from merkit_training.studies.cells import cells_of, costs, run_study
+from merkit_training.studies.cells import cells_of, run_study
 from merkit_training.studies.inputs import Inputs
 from merkit_training.studies.measure import TESTS, Features
 from merkit_training.studies.page import study_page
@@ -105,9 +105,9 @@ def test_cells_share_pre_training_and_train_the_rest(
 ) -> None:
     measured: list[str] = []
 
-    def note(recipe: Recipe, _: Path, run: Path, *__: object) -> None:
+    def note(recipe: Recipe, *_: object) -> dict[str, Any]:
         measured.append(recipe.face_encoder.optimizer)
-        write_json(run / "measured.json", {})
+        return {}
 
     monkeypatch.setattr(running, "measure", note)
     corpus, out = write_tiny_corpus(tmp_path / "corpus", train=64, val=16), tmp_path / "out"
@@ -125,10 +125,13 @@ def test_cells_share_pre_training_and_train_the_rest(
     assert weights[0] == weights[1]
     starts = {read_json(c.run / "face_encoder" / "card.json")["start"] for c in cells[:2]}
     assert starts == {"face_pretraining"}
-    seconds = costs(cells)
-    assert set(seconds) == {"adam", "sgd"} and set(seconds["adam"]) == {"face_encoder"}
     run_study(cells[:2], workers=1)  # all done: nothing is decoded or trained
     assert len(measured) == 2
+    changed = written(tmp_path, SMALL.replace('"sgd" }', '"sgd", momentum = 0.5 }'))
+    other = cells_of(changed, corpus, out, [0])[1]
+    assert not other.done
+    with pytest.raises(InvalidInputError, match="face_encoder"):  # nothing stale is measured
+        running._train_cell(other)
 
 
 def test_features_are_those_of_the_run_s_own_extraction(tmp_path: Path) -> None:
@@ -179,6 +182,7 @@ def fill(study: Study, out: Path, right: dict[str, float], seeds: range) -> str:
         content = {
             "labels": {"v": dict.fromkeys(TESTS, labels)},
             "truth": dict.fromkeys(TESTS, truth.tolist()),
+            "mark": cell.mark,
         }
         write_json(cell.run / "measured.json", content)
     return study_page(study, cells, 6)

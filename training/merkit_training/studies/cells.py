@@ -22,11 +22,13 @@ from pathlib import Path
 import torch
 
 from merkit_training.recipe import Recipe
-from merkit_training.runs import CARD, RunCard, read_json
+from merkit_training.runs import CARD, RunCard, read_json, write_json
 from merkit_training.stages import is_asked, stage_function
-from merkit_training.studies.inputs import decoded
+from merkit_training.studies.inputs import corpus_mark, decoded
 from merkit_training.studies.measure import TESTS, measure
 from merkit_training.studies.plan import Study, Variant
+
+MEASURED = "measured.json"
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,22 @@ class Cell:
         return self.out.parent / "inputs"
 
     @property
+    def mark(self) -> str:
+        """A hash of all that its figures follow from: recipe, corpus, heads."""
+        study = self.study
+        told = (self.recipe.to_json(), corpus_mark(self.corpus), study.groups, study.epochs)
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
     def done(self) -> bool:
-        """Whether it has been measured."""
-        return (self.run / "measured.json").exists()
+        """Whether it has been measured, as the study states it today."""
+        path = self.run / MEASURED
+        return path.exists() and read_json(path).get("mark") == self.mark
 
     def shared(self, stage: str) -> Path:
-        """Where a shared stage lies: the same for cells with the same seed and table."""
-        recipe = self.recipe
-        table = json.dumps(recipe.to_json().get(stage), sort_keys=True)
-        key = hashlib.sha256(f"{self.seed} {table}".encode()).hexdigest()[:12]
+        """Where a shared stage lies: the same for cells with the same seed, corpus and table."""
+        told = [self.seed, corpus_mark(self.corpus), self.recipe.to_json().get(stage)]
+        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
         return self.out / "shared" / f"{stage}-{key}"
 
 
@@ -120,6 +129,7 @@ def _train_shared(cell: Cell, stage: str) -> None:
 
 def _train_cell(cell: Cell) -> None:
     torch.set_num_threads(1)
+    RunCard(cell.run, cell.recipe, cell.corpus)  # refuses what was trained as the study once was
     for stage in cell.study.stages:
         if not is_asked(cell.recipe, stage) or (cell.run / stage / CARD).exists():
             continue
@@ -131,7 +141,8 @@ def _train_cell(cell: Cell) -> None:
         else:
             _train(cell, stage, cell.run)
     study = cell.study
-    measure(cell.recipe, cell.corpus, cell.run, cell.inputs, study.groups, study.epochs)
+    found = measure(cell.recipe, cell.corpus, cell.run, cell.inputs, study.groups, study.epochs)
+    write_json(cell.run / MEASURED, {"mark": cell.mark, **found})
 
 
 def _train(cell: Cell, stage: str, run: Path) -> None:
@@ -139,14 +150,3 @@ def _train(cell: Cell, stage: str, run: Path) -> None:
     started = time.monotonic()
     scores = stage_function(stage)(cell.recipe, cell.corpus, run)
     card.record(stage, scores, time.monotonic() - started)
-
-
-def costs(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
-    """Mean seconds of each stage's training by variant, of the stages a cell trained itself."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for cell in cells:
-        path = cell.run / "run.json"
-        stages = read_json(path)["stages"] if path.exists() else {}
-        for stage, facts in stages.items():
-            found.setdefault(cell.variant.name, {}).setdefault(stage, []).append(facts["seconds"])
-    return {v: {s: sum(t) / len(t) for s, t in stages.items()} for v, stages in found.items()}

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from merkit.bundle import sha256_file
 from merkit.contract import Preprocessing
 from merkit_training.corpus import Clip, read_clips
 from merkit_training.data.evidence import decode_record, faces_in
@@ -46,6 +47,12 @@ class Inputs:
         return len(self.names)
 
 
+def corpus_mark(corpus: Path) -> str:
+    """Which corpus it is: the hash of its card, which holds those of its data."""
+    card = corpus / "card.json"
+    return sha256_file(card) if card.is_file() else str(corpus.resolve())
+
+
 def decoded(corpus: Path, split: str, preprocessing: Preprocessing, cache: Path) -> Inputs:
     """Reads a split from `cache`, or decodes it there first.
 
@@ -53,7 +60,7 @@ def decoded(corpus: Path, split: str, preprocessing: Preprocessing, cache: Path)
     `read_clips`.
     """
     clips = read_clips(corpus, split)
-    origin = {"preprocessing": asdict(preprocessing), "corpus": [str(c.path) for c in clips]}
+    origin = {"preprocessing": asdict(preprocessing), "corpus": corpus_mark(corpus)}
     mark = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:12]
     folder = cache / f"{split}-{mark}"
     if not (folder / "clips.json").exists():

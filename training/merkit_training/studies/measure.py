@@ -24,7 +24,6 @@ from merkit_training.fusion.dataset import FeatureSet
 from merkit_training.fusion.train import fit_branch, labels_of, majority, predict
 from merkit_training.labels import classes_of
 from merkit_training.recipe import Recipe
-from merkit_training.runs import write_json
 from merkit_training.steps import load_step
 from merkit_training.studies.inputs import Inputs, decoded
 
@@ -36,7 +35,7 @@ STEPS = {"a": "audio_encoder", "t": "text_encoder", "v": "face_encoder", "V": "f
 def measure(
     recipe: Recipe, corpus: Path, run: Path, cache: Path, groups: Sequence[str], epochs: int
 ) -> dict[str, Any]:
-    """Labels of a head for each of `groups` on each test split; written to run/measured.json.
+    """Labels of a head for each of `groups` on each test split.
 
     Args:
         recipe: the row's.
@@ -66,9 +65,7 @@ def measure(
             split: labels_of(*predict(branch, names, sets[split]), fallback).tolist()
             for split in TESTS
         }
-    found = {"labels": labels, "truth": {s: sets[s].labels.tolist() for s in TESTS}}
-    write_json(run / "measured.json", found)
-    return found
+    return {"labels": labels, "truth": {s: sets[s].labels.tolist() for s in TESTS}}
 
 
 class Features:

@@ -13,7 +13,7 @@ import numpy as np
 
 from merkit_training.metrics import Interval, paired_bootstrap, waf
 from merkit_training.runs import read_json
-from merkit_training.studies.cells import Cell
+from merkit_training.studies.cells import MEASURED, Cell
 from merkit_training.studies.measure import TESTS
 from merkit_training.studies.plan import Claim, Study, row_name
 
@@ -55,7 +55,7 @@ def _rows(
     study: Study, cells: Sequence[Cell]
 ) -> tuple[dict[str, Row], dict[str, np.ndarray], list[int]]:
     """Rows measured under every seed that any row has; truth by split; the seeds."""
-    measured = [(cell, read_json(cell.run / "measured.json")) for cell in cells if cell.done]
+    measured = [(cell, read_json(cell.run / MEASURED)) for cell in cells if cell.done]
     seeds = sorted({cell.seed for cell, _ in measured})
     truth = {s: np.array(measured[0][1]["truth"][s]) for s in TESTS} if measured else {}
     rows: dict[str, Row] = {}
