@@ -15,12 +15,12 @@ from tiny_corpus import write_tiny_corpus
 from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError
 from merkit_training.fusion.features import Decoded, Encoder
-from merkit_training.recipe import Recipe, recipe_from
+from merkit_training.recipe import Recipe
 from merkit_training.runs import read_json, write_json
 from merkit_training.studies import cells as running
 from merkit_training.studies.cells import cells_of, run_study
 from merkit_training.studies.inputs import Inputs
-from merkit_training.studies.measure import TESTS, Features
+from merkit_training.studies.measure import TESTS, features_of
 from merkit_training.studies.page import study_page
 from merkit_training.studies.plan import Study, read_study
 
@@ -143,7 +143,7 @@ def test_features_are_those_of_the_run_s_own_extraction(tmp_path: Path) -> None:
         wave = (0.1 * rng.standard_normal(int(16_000 * seconds))).astype(np.float32)
         clips.append(Decoded(crops, wave))
     expected = Encoder(run, Preprocessing())(clips, texts)
-    found = Features(recipe_from({}), tmp_path, run, "atvVj")(as_inputs(clips, texts))
+    found = features_of(Encoder(run, Preprocessing()), as_inputs(clips, texts))
     for name in ("audio_features", "text_features", "face_features", "face_features_large"):
         there = expected[name].abs().sum(dim=1) > 0
         assert there.any()
@@ -152,6 +152,9 @@ def test_features_are_those_of_the_run_s_own_extraction(tmp_path: Path) -> None:
     there = views.abs().sum(dim=2) > 0
     torch.testing.assert_close(found.joint_views[there], views[there])
     assert torch.equal(found.presence, expected["presence"])
+    alone = features_of(Encoder(run, Preprocessing(), "v"), as_inputs(clips, texts))
+    torch.testing.assert_close(alone.face_features, found.face_features)
+    assert alone.joint_views.shape == (3, 3, 1) and not alone.presence[:, 1:].any()
 
 
 def as_inputs(clips: list[Decoded], texts: tuple[str, ...]) -> Inputs:

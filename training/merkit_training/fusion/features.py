@@ -8,7 +8,7 @@ Finished parts survive a kill.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,14 @@ if TYPE_CHECKING:
 PART = 128
 """Clips of one part: what a kill loses at most, and what memory holds twice."""
 DECODERS = 2
-ENCODERS = ("face_encoder", "face_encoder_large", "audio_encoder", "text_encoder", "joint_encoder")
+ENCODERS = {
+    "v": "face_encoder",
+    "V": "face_encoder_large",
+    "a": "audio_encoder",
+    "t": "text_encoder",
+    "j": "joint_encoder",
+}
+"""The step that makes each feature group."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +87,23 @@ def labelled_splits(corpus: Path) -> tuple[str, ...]:
 
 
 class Encoder:
-    """Decoded clips to features, with the trained steps of a run in torch."""
+    """Decoded clips to features, with the trained steps of a run in torch.
 
-    def __init__(self, run: Path, preprocessing: Preprocessing) -> None:
+    Args:
+        run: with the steps that `groups` need.
+        preprocessing: the run's.
+        groups: which features to make; the others are zeros of width 1.
+    """
+
+    def __init__(
+        self, run: Path, preprocessing: Preprocessing, groups: Collection[str] = tuple(GROUPS)
+    ) -> None:
         # labels and widths play no part in tokenising
         contract = standard_contract(("any", "other"), dict.fromkeys(GROUPS, 1), preprocessing)
         self.preprocessing = preprocessing
-        self.tokenize = Tokenize(contract, run / "tokenizer")
+        self.tokenize = Tokenize(contract, run / "tokenizer") if {"t", "j"} & {*groups} else None
         self.preprocess = load_step(run, "preprocess")
-        self.steps: dict[str, nn.Module] = {name: load_step(run, name) for name in ENCODERS}
+        self.steps: dict[str, nn.Module] = {g: load_step(run, ENCODERS[g]) for g in groups}
 
     def decode(self, clip: Clip) -> Decoded:
         """Reads one clip; safe to call from several threads."""
@@ -107,10 +122,14 @@ class Encoder:
         )
         video, audio, text = (presence[:, i : i + 1] for i in range(len(MODALITIES)))
 
+        def made(group: str, present: Tensor, *inputs: Tensor) -> Tensor:
+            if group not in self.steps:
+                return torch.zeros(len(present), 1)
+            return _only(self.steps[group](*inputs), present)
+
         def joint(ids: dict[str, Tensor], shown: Tensor) -> Tensor:
-            step = self.steps["joint_encoder"]
-            heard: Tensor = step(log_mel, ids["joint_ids"], ids["joint_length"], shown)
-            return _only(heard, shown[:, 1:].any(dim=1, keepdim=True))
+            heard = shown[:, 1:].any(dim=1, keepdim=True)
+            return made("j", heard, log_mel, ids["joint_ids"], ids["joint_length"], shown)
 
         none = torch.zeros_like(audio)
         views = [
@@ -120,16 +139,17 @@ class Encoder:
         ]
         return {
             "presence": presence,
-            "audio_features": _only(self.steps["audio_encoder"](values, mask), audio),
-            "text_features": _only(
-                self.steps["text_encoder"](words["text_ids"], words["text_length"]), text
-            ),
-            "face_features": _only(self.steps["face_encoder"](grid), video),
-            "face_features_large": _only(self.steps["face_encoder_large"](grid), video),
+            "audio_features": made("a", audio, values, mask),
+            "text_features": made("t", text, words["text_ids"], words["text_length"]),
+            "face_features": made("v", video, grid),
+            "face_features_large": made("V", video, grid),
             "joint_views": torch.stack(views, dim=1),
         }
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        if self.tokenize is None:  # nothing reads words
+            nothing = torch.zeros(len(texts), 1, dtype=torch.int64)
+            return dict.fromkeys(("text_ids", "text_length", "joint_ids", "joint_length"), nothing)
         column = np.array([[text] for text in texts], dtype=np.object_)
         ids = self.tokenize({"text": column})
         return {name: torch.from_numpy(np.asarray(value)) for name, value in ids.items()}
