@@ -21,6 +21,8 @@ from merkit.errors import BundleCorruptError, BundleNotFoundError, InvalidInputE
 from merkit.pipeline import BYTES_IN, OUTCOME, cut
 
 MANIFEST = "bundle.json"
+SIGNATURES = "bundle.sig"
+"""Beside the manifest where somebody vouches for it, see `merkit.signing`."""
 DEPLOYMENT_NAMES = ("config.pbtxt", "model.py", ".gitkeep")
 DEPLOYMENT_SUFFIXES = (".plan", ".pyc")
 RESTORE = "fetch an unchanged copy of the bundle, or export it again"

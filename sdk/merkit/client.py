@@ -14,6 +14,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from merkit.admission import admit
 from merkit.backends.base import Backend
 from merkit.bundle import open_bundle
 from merkit.contract import Contract
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from merkit.faces import FaceDetector
     from merkit.media import Decoded
+    from merkit.signing import Keys
 
 Decode = Literal["server", "client"]
 UNAVAILABLE = (ServerUnavailableError, ServerNotReadyError, DeadlineExceededError)
@@ -225,6 +227,8 @@ def load(
     lazy: bool = False,
     detector: FaceDetector | None = None,
     limits: Limits | None = None,
+    trusted_keys: Keys | None = None,
+    allow_unreleasable: bool = False,
 ) -> Client:
     """Opens a bundle to be run in this process, on ONNX Runtime.
 
@@ -235,15 +239,21 @@ def load(
         lazy: ask no branch whose vote cannot change the label, and run only the encoders needed.
         detector: finds faces; default: OpenCV's Haar cascade.
         limits: what a clip may be at most.
+        trusted_keys: public keys (files or folders of `*.pub`) of which one must have signed the
+            bundle; default: those that MERKIT_TRUSTED_KEYS names, if any.
+        allow_unreleasable: run a bundle that failed its gate, to study it.
 
     Raises:
-        BundleError: no bundle there, or a file of it is missing, changed or foreign.
+        BundleError: no bundle there, or a file of it is missing, changed or foreign; or it failed
+            its gate.
+        SignatureError: keys are configured, and none of them vouches for the bundle.
         MissingExtraError: ONNX Runtime is not installed.
-        InvalidInputError: an unknown provider or no thread.
+        InvalidInputError: an unknown provider, no thread, or a key that cannot be read.
     """
     from merkit.backends.embedded import EmbeddedBackend
 
-    backend = EmbeddedBackend(open_bundle(bundle), providers, threads, lazy)
+    admitted = admit(open_bundle(bundle), trusted_keys, allow_unreleasable)
+    backend = EmbeddedBackend(admitted, providers, threads, lazy)
     return _or_close(backend, detector=detector, limits=limits)
 
 

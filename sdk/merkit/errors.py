@@ -14,7 +14,13 @@ and travels over the wire unchanged, so that the embedded and the served pipelin
     ├── BundleError                the bundle is at fault
     │   ├── BundleNotFoundError    no bundle at that path
     │   ├── BundleCorruptError     a file is missing, changed or malformed
-    │   └── ContractMismatchError  two sides speak different contracts
+    │   ├── ContractMismatchError  two sides speak different contracts
+    │   ├── UnreleasableBundleError it failed its gate and is kept for study
+    │   └── SignatureError         no trusted key vouches for it
+    │       ├── UnsignedBundleError     it carries no signature
+    │       ├── SignerUnknownError      none of its signatures is by a trusted key
+    │       ├── SignatureAlteredError   a trusted key signed something else
+    │       └── SignatureMalformedError its signatures cannot be read
     ├── BackendError               execution is at fault
     │   ├── ServerUnavailableError nothing answers at the address
     │   ├── ServerNotReadyError    a server answers, but the model is not ready
@@ -122,6 +128,30 @@ class BundleCorruptError(BundleError):
 
 class ContractMismatchError(BundleError):
     """Two sides speak different contracts."""
+
+
+class UnreleasableBundleError(BundleError):
+    """The bundle failed its gate and is kept for study."""
+
+
+class SignatureError(BundleError):
+    """No trusted key vouches for the bundle."""
+
+
+class UnsignedBundleError(SignatureError):
+    """A signature is required, and the bundle carries none."""
+
+
+class SignerUnknownError(SignatureError):
+    """The bundle is signed, but by no trusted key."""
+
+
+class SignatureAlteredError(SignatureError):
+    """A trusted key signed something else."""
+
+
+class SignatureMalformedError(SignatureError):
+    """The bundle's signatures cannot be read."""
 
 
 class BackendError(MerkitError):

@@ -18,6 +18,8 @@ COMMANDS = (
     "build",
     "verify",
     "render",
+    "keygen",
+    "sign",
 )
 """Modules of this package, in the order of `--help`."""
 

@@ -20,7 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merkit.bundle import DEPLOYMENT_SUFFIXES, MANIFEST, Bundle, open_bundle, write_manifest
+from merkit.bundle import (
+    DEPLOYMENT_SUFFIXES,
+    MANIFEST,
+    SIGNATURES,
+    Bundle,
+    open_bundle,
+    write_manifest,
+)
 from merkit.calibration.fit import Calibration, cross_fitted, fit, measures
 from merkit.calibration.graph import read_constant, replace_constant
 from merkit.calibration.labelled import Labelled, ask, read_labels
@@ -192,7 +199,8 @@ def _write(
     ]
     kept = {k: v for k, v in manifest.items() if k not in WRITTEN}
     folder = target.parent / f".{target.name}.{os.getpid()}.new"
-    stale = shutil.ignore_patterns(MANIFEST, *(f"*{suffix}" for suffix in DEPLOYMENT_SUFFIXES))
+    suffixes = (f"*{suffix}" for suffix in DEPLOYMENT_SUFFIXES)
+    stale = shutil.ignore_patterns(MANIFEST, SIGNATURES, *suffixes)
     try:
         shutil.copytree(opened.root, folder, ignore=stale)
         (folder / "fusion" / "1" / "model.onnx").write_bytes(model)

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from merkit.admission import TRUSTED_KEYS, admit, configured_keys
 from merkit.backends.base import Backend, strings
 from merkit.bundle import Bundle, open_bundle
 from merkit.contract import MODALITIES, Contract
-from merkit.errors import InferenceError, MerkitError, NoEvidenceError
+from merkit.errors import InferenceError, MerkitError, NoEvidenceError, SignatureError
 from merkit.pipeline import BYTES_IN, DECODED_IN, OUTCOME, cut
 from merkit.results import Prediction
+from merkit.signing import check_signature, read_public_keys, read_signatures
 
 TOLERANCE = 1e-4
 WORDS = "What a surprise!"
@@ -77,6 +79,7 @@ def describe(bundle: Bundle) -> Iterator[str]:
     yield ""
     yield f"  contract_id  {found['contract_id']}"
     yield f"  bundle_id    {found['bundle_id']}"
+    yield f"  signed by    {signers(bundle)}"
     yield f"  labels       {', '.join(found['labels'])}"
     yield "  steps"
     for step in found["steps"]:
@@ -101,6 +104,19 @@ def describe(bundle: Bundle) -> Iterator[str]:
         yield from _tree(name, found[name], 2)
 
 
+def signers(bundle: Bundle) -> str:
+    """Whose signatures the bundle carries, and what the configured keys say of them."""
+    try:
+        named = ", ".join(signature.key_id for signature in read_signatures(bundle)) or "nobody"
+        keys = configured_keys()
+        if keys is None:
+            return f"{named} (not checked: {TRUSTED_KEYS} names no key)"
+        trusted = check_signature(bundle, read_public_keys(keys))
+        return f"{named} ({trusted} is trusted, and signed exactly this)"
+    except SignatureError as error:
+        return f"no trusted key: {error.found}"
+
+
 def verify(path: str | os.PathLike[str]) -> Iterator[Check]:
     """Checks a bundle from its bytes to its answers; stops where nothing further can be tried."""
     from merkit.backends.embedded import EmbeddedBackend
@@ -113,6 +129,7 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Check]:
     total = _size(sum(entry["size"] for entry in bundle.manifest["content"].values()))
     count = len(bundle.manifest["content"])
     yield Check("content", True, f"{count} files, {total}, every hash as the manifest states")
+    yield _check_admission(bundle)
     yield _check_configs(bundle)
     try:
         backend = EmbeddedBackend(bundle)
@@ -128,6 +145,14 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Check]:
             yield _check_pattern(backend, pattern)
     finally:
         backend.close()
+
+
+def _check_admission(bundle: Bundle) -> Check:
+    try:
+        admit(bundle)
+    except MerkitError as error:
+        return Check("admission", False, str(error))
+    return Check("admission", True, f"released; signed by {signers(bundle)}")
 
 
 def _check_configs(bundle: Bundle) -> Check:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from merkit.bundle import MANIFEST, Bundle
+from merkit.bundle import MANIFEST, SIGNATURES, Bundle
 from merkit.contract import Contract, StepSpec, TensorSpec, canonical
 from merkit.errors import InvalidInputError, MissingExtraError
 from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, OUTCOME, cut
@@ -210,7 +210,8 @@ def _link_content(bundle: Bundle, out: Path) -> None:
             "choose another folder: anything else in a repository stops Triton",
         )
     out.mkdir(parents=True, exist_ok=True)
-    for name in (MANIFEST, *sorted(bundle.manifest["content"])):
+    signed = [SIGNATURES] if (bundle.root / SIGNATURES).is_file() else []
+    for name in (MANIFEST, *signed, *sorted(bundle.manifest["content"])):
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         source = (bundle.root / name).resolve()

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 
+from merkit.admission import admit
 from merkit.bundle import Bundle, open_bundle
 from merkit.errors import InferenceError, InvalidInputError, MerkitError, ServerUnavailableError
 from merkit.serving.render import Deployment, render
@@ -85,13 +86,14 @@ class Server:
             progress: called with a line of text about once a second while waiting.
 
         Raises:
-            BundleError: the bundle cannot be opened.
+            BundleError: the bundle cannot be opened, failed its gate, or is not signed by a key
+                that MERKIT_TRUSTED_KEYS names.
             ServerUnavailableError: no server is installed, a port is taken, or it is not ready
                 in time.
             InferenceError: the server gave up; the message holds the telling lines of its log.
         """
         self.options = options
-        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.bundle = admit(bundle if isinstance(bundle, Bundle) else open_bundle(bundle))
         self.installation = installation or find_installation(self.bundle.root)
         ports = (options.grpc_port, options.http_port, options.metrics_port)
         grpc, http_, metrics = free_ports(options.host, ports)
