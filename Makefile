@@ -28,7 +28,7 @@ INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PACKAGES := sdk training export benchmarks
 LOCK := pyproject.toml constraints.txt
 
-.PHONY: demo test check bundle studies bench agreement serve triton install clean
+.PHONY: demo test check bundle studies bench agreement lazy serve triton install clean
 
 demo: .venv/.demo  ## predict the sample clip with the checked-in bundle; no torch
 	@mkdir -p out
@@ -71,6 +71,13 @@ agreement: .venv/.dev .venv-triton/.ready  ## served against embedded on whole t
 	$(BIN)/python -m merkit_bench.agreement --bundle $(BUNDLE) \
 	  --clips $(TESTS_OF:%=$(CORPUS)/clips/%) > out/agreement.md
 	mv out/agreement.md docs/agreement.md
+
+lazy: .venv/.dev  ## what lazy voting saves on whole test splits, and at the paper's shapes
+	@mkdir -p out
+	$(BIN)/python -m merkit_bench.lazy --bundle $(BUNDLE) --clips $(TESTS_OF:%=$(CORPUS)/clips/%) \
+	  --recipes training/recipes/tiny.toml training/recipes/base.toml training/recipes/paper.toml \
+	  > out/lazy-voting.md
+	mv out/lazy-voting.md docs/lazy-voting.md
 
 serve: .venv/.dev .venv-triton/.ready  ## the checked-in bundle on Triton, loopback
 	$(BIN)/merkit serve $(BUNDLE)

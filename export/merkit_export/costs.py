@@ -7,18 +7,30 @@ of floating-point operations are the same everywhere and follow from the shapes 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from merkit.contract import Contract
 from merkit.steps import REGISTRY
 from merkit_export import samples
 from merkit_export.walk import Step, Values, torch_steps, walk
+from merkit_training.encoders.audio import encoder as audio
+from merkit_training.encoders.joint import start as joint
+from merkit_training.encoders.text import encoder as text
+from merkit_training.encoders.vision import train as vision
+from merkit_training.recipe import TABLES, Recipe
 
 SECONDS, WORDS = 5.0, 12
 """Of the clip that is counted: a sentence, as MER's clips are."""
+TOKENS, PROMPT = 20, 20
+"""Of its text, and around it for the joint model, where there is no vocabulary to ask."""
 
 
 def operations(
@@ -38,7 +50,7 @@ def operations(
 
     def counted(name: str, step: Step) -> Step:
         def run(values: Mapping[str, object]) -> Values:
-            with FlopCounterMode(display=False) as counter:
+            with _attention_by_products(), FlopCounterMode(display=False) as counter:
                 made = step(values)  # type: ignore[arg-type]
             counts[name] = int(counter.get_total_flops())
             return made
@@ -48,3 +60,42 @@ def operations(
     steps = {name: counted(name, step) for name, step in torch_steps(contract, modules).items()}
     walk(contract, {**steps, "tokenize": REGISTRY["tokenize"](contract, resources)}, clip)
     return counts
+
+
+def recipe_operations(recipe: Recipe) -> dict[str, int]:
+    """The same of a recipe's encoders, from their shapes: no weights, no memory for any.
+
+    What its checkpoints would say of their own shapes is not asked; the recipe's tables are.
+    """
+    for name in TABLES:
+        table = getattr(recipe, name)
+        named = {key: "" for key in vars(table) if key.endswith("checkpoint")}
+        recipe = replace(recipe, **{name: replace(table, **named)})
+    p = recipe.preprocessing
+    with torch.device("meta"):
+        side, samples_ = p.face_size * p.grid, round(SECONDS * p.sample_rate)
+        image = torch.empty(1, 3, side, side)
+        sound, length = torch.empty(1, samples_), torch.ones(1, 1, dtype=torch.int64)
+        ids = torch.ones(1, TOKENS + PROMPT, dtype=torch.int64)
+        mel = torch.empty(1, p.mel_bins, round(p.joint_window_seconds * 100))
+        presence = torch.ones(1, 3, dtype=torch.bool)
+        steps: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
+            "face_encoder": (vision.from_recipe(recipe)[1], (image,)),
+            "face_encoder_large": (vision.from_recipe(recipe, "face_encoder_large")[1], (image,)),
+            "audio_encoder": (audio.from_recipe(recipe)[1], (sound, length)),
+            "text_encoder": (text.from_recipe(recipe)[1], (ids[:, :TOKENS], length)),
+            "joint_encoder": (joint.from_recipe(recipe)[1], (mel, ids, length, presence)),
+        }
+        return {name: _counted(module, given) for name, (module, given) in steps.items()}
+
+
+def _attention_by_products() -> AbstractContextManager[None]:
+    """Fused attention is not counted on a CPU; its matrix products are."""
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
+
+
+def _counted(module: nn.Module, given: tuple[Any, ...]) -> int:
+    with _attention_by_products(), FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.eval()(*given)
+    return int(counter.get_total_flops())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from merkit.backends.embedded import EmbeddedBackend
-from merkit.backends.lazy import PENDING, pull_votes, settled, step_costs
+from merkit.backends.lazy import PENDING, next_voter, pull_votes, settled, step_costs
 from merkit.bundle import Bundle, open_bundle
 from merkit.client import load
 from merkit.contract import StepSpec
@@ -79,6 +79,14 @@ def test_settled_is_certain_and_the_asked_alone_decide(voters: int, classes: int
             assert completions == {winner_of(alone)}, asked
         seen.add(len(completions) == 1)
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_the_only_voter_that_can_speak_is_asked(rank: int) -> None:
+    ballots = [PENDING if i == rank else NOBODY for i in range(4)]
+    assert not settled(ballots, classes=6)
+    reads = tuple(((group, 1.0),) for group in "atvj")
+    assert next_voter(ballots, reads, classes=6) == rank
 
 
 def test_the_asked_alone_decide_on_every_pattern_of_the_seeds_four_voters() -> None:

@@ -41,6 +41,8 @@ def settled(ballots: Sequence[int], classes: int) -> bool:
 def _settled(ballots: tuple[int, ...], named: int, classes: int) -> bool:
     """The same of ballots whose classes are numbered as they appear: few patterns are left."""
     pending = [i for i, ballot in enumerate(ballots) if ballot == PENDING]
+    if pending and not named:  # whatever the first one says
+        return False
     open_to = range(min(classes, named + len(pending)))  # unnamed classes are all alike
     outcomes = set()
     for votes in product(open_to, repeat=len(pending)):
