@@ -60,7 +60,10 @@ class Cell:
     def mark(self) -> str:
         """A hash of all that its figures follow from: recipe, corpus, heads."""
         study = self.study
-        told = (self.recipe.to_json(), corpus_mark(self.corpus), study.groups, study.epochs)
+        beside = (study.merbench, study.systems) if study.merbench or study.systems else ()
+        told = (
+            self.recipe.to_json(), corpus_mark(self.corpus), study.groups, study.epochs, *beside
+        )  # fmt: skip
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -140,8 +143,7 @@ def _train_cell(cell: Cell) -> None:
             temporary.rename(cell.run / stage)
         else:
             _train(cell, stage, cell.run)
-    study = cell.study
-    found = measure(cell.recipe, cell.corpus, cell.run, cell.inputs, study.groups, study.epochs)
+    found = measure(cell.recipe, cell.corpus, cell.run, cell.inputs, cell.study)
     write_json(cell.run / MEASURED, {"mark": cell.mark, **found})
 
 

@@ -6,58 +6,81 @@ on the clips of `train`, its epoch chosen on `val`, its labels compared on the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from merkit_training.corpus import CLIP_SPLITS
-from merkit_training.fusion.config import FusionConfig
+from merkit_training.fusion.config import MERBENCH_FUSION, FusionConfig
 from merkit_training.fusion.dataset import FeatureSet
 from merkit_training.fusion.features import Decoded, Encoder
-from merkit_training.fusion.train import fit_branch, labels_of, majority, predict
+from merkit_training.fusion.tables import LOGISTIC, MAJORITY, Labels, logistic, voted
+from merkit_training.fusion.train import fit_branch, fit_fusion, labels_of, majority, predict
+from merkit_training.labels import classes_of
 from merkit_training.recipe import Recipe
 from merkit_training.studies.inputs import Inputs, decoded
+from merkit_training.studies.plan import MERBENCH, Study
 
 BATCH = 16
 TESTS = tuple(split for split in CLIP_SPLITS if split.startswith("test"))
 
 
-def measure(
-    recipe: Recipe, corpus: Path, run: Path, cache: Path, groups: Sequence[str], epochs: int
-) -> dict[str, Any]:
-    """Labels of a head for each of `groups` on each test split.
+def measure(recipe: Recipe, corpus: Path, run: Path, cache: Path, study: Study) -> dict[str, Any]:
+    """Labels of each of the study's heads on each test split.
 
     Args:
         recipe: the row's.
         corpus: whose clips are read.
-        run: a run folder with the encoders that `groups` need.
+        run: a run folder with the encoders that the heads need.
         cache: where decoded clips are kept, for all rows.
-        groups: feature groups, such as "v" or "a+t".
-        epochs: of each head.
+        study: names the heads.
 
     Returns:
-        {"labels": {groups: {split: [...]}}, "truth": {split: [...]}}.
+        {"labels": {head: {split: [...]}}, "truth": {split: [...]}}.
     """
     torch.set_num_threads(1)
-    letters = sorted({g for row in groups for g in row.split("+")})
-    encode = Encoder(run, recipe.preprocessing, letters)
+    encode = Encoder(run, recipe.preprocessing, study.letters())
     sets = {
         split: features_of(encode, decoded(corpus, split, recipe.preprocessing, cache))
         for split in ("train", "val", *TESTS)
     }
-    config = FusionConfig(epochs=epochs)
-    labels: dict[str, dict[str, list[int]]] = {}
-    for row in groups:
-        names = row.split("+")
-        branch = fit_branch(names, sets["train"], sets["val"], config, recipe.run.seed)
-        fallback = majority(sets["train"])
-        labels[row] = {
-            split: labels_of(*predict(branch, names, sets[split]), fallback).tolist()
-            for split in TESTS
+    ours = FusionConfig(epochs=study.epochs)
+    heads = [(row, row, ours) for row in study.groups]
+    heads += [(f"{row}{MERBENCH}", row, MERBENCH_FUSION) for row in study.merbench]
+    fallback, labels = majority(sets["train"]), {}
+    for name, row, config in heads:
+        letters = row.split("+")
+        branch = fit_branch(letters, sets["train"], sets["val"], config, recipe.run.seed)
+        labels[name] = {
+            split: labels_of(*predict(branch, letters, sets[split]), fallback) for split in TESTS
         }
-    return {"labels": labels, "truth": {s: sets[s].labels.tolist() for s in TESTS}}
+    if study.systems:
+        found = systems(sets, ours, recipe.run.seed, len(classes_of(corpus)))
+        labels |= {name: found[name] for name in study.systems}
+    return {
+        "labels": {n: {s: each[s].tolist() for s in TESTS} for n, each in labels.items()},
+        "truth": {s: sets[s].labels.tolist() for s in TESTS},
+    }
+
+
+def systems(
+    sets: Mapping[str, FeatureSet], config: FusionConfig, seed: int, classes: int
+) -> dict[str, dict[str, Labels]]:
+    """Labels of `plan.SYSTEMS`, by system and test split."""
+    train, tests = sets["train"], {split: sets[split] for split in TESTS}
+    fallback = majority(train)
+    found = {
+        MAJORITY: {split: np.full(len(test), fallback) for split, test in tests.items()},
+        LOGISTIC: logistic(train, tests, seed),
+    }
+    fusion, _, _ = fit_fusion(train, sets["val"], config, seed, classes)
+    for split, test in tests.items():
+        for name, each in voted(fusion, test, fallback).items():
+            found.setdefault(name, {})[split] = each
+    return found
 
 
 def features_of(encode: Encoder, clips: Inputs) -> FeatureSet:

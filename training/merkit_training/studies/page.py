@@ -7,15 +7,18 @@ claim carries a paired bootstrap interval over the test clips.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from merkit_training.metrics import Interval, paired_bootstrap, waf
+from merkit.pipeline import GROUPS
+from merkit_training.fusion.tables import MAJORITY
+from merkit_training.metrics import Interval, accuracy, paired_bootstrap, waf
 from merkit_training.runs import read_json
 from merkit_training.studies.cells import MEASURED, Cell
 from merkit_training.studies.measure import TESTS
-from merkit_training.studies.plan import Claim, Study, row_name
+from merkit_training.studies.plan import MERBENCH, Claim, Study, row_name
 
 RESAMPLES = 2000
 FEWEST = 3  # seeds on which a claim is decided
@@ -36,6 +39,8 @@ def study_page(study: Study, cells: Sequence[Cell], classes: int) -> str:
             "average F1, mean ± standard deviation over the seeds.",
             _table(rows, truth, classes),
         ]
+        if len(study.heads()) > 1:
+            parts += _against_ceilings(study, rows, truth, cells[0].corpus)
     claims = [_claim(claim, rows, truth, classes) for claim in study.claims if _known(claim, rows)]
     if claims:
         parts += [
@@ -63,9 +68,9 @@ def _rows(
         found = {cell.seed: m for cell, m in measured if cell.variant == variant}
         if set(found) != set(seeds) or not seeds:
             continue
-        for groups in study.groups:
-            rows[row_name(variant.name, groups, study)] = {
-                s: np.array([found[seed]["labels"][groups][s] for seed in seeds]) for s in TESTS
+        for head in study.heads():
+            rows[row_name(variant.name, head, study)] = {
+                s: np.array([found[seed]["labels"][head][s] for seed in seeds]) for s in TESTS
             }
     return rows, truth, seeds
 
@@ -75,13 +80,55 @@ def _scores(row: Row, truth: Mapping[str, np.ndarray], split: str, classes: int)
 
 
 def _table(rows: Mapping[str, Row], truth: Mapping[str, np.ndarray], classes: int) -> str:
-    head = "| | " + " | ".join(f"`{split}`" for split in TESTS) + " |"
-    lines = [head, "|---" * (len(TESTS) + 1) + "|"]
+    lines = [_header()]
     for name, row in rows.items():
         scores = [_scores(row, truth, split, classes) for split in TESTS]
         cells = [_spread(s) for s in scores]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _against_ceilings(
+    study: Study, rows: Mapping[str, Row], truth: Mapping[str, np.ndarray], corpus: Path
+) -> list[str]:
+    """Accuracy beside the best possible, of a corpus whose generator knows that."""
+    bounds = read_json(corpus / "card.json").get("ceilings")
+    if not bounds:
+        return []
+    lines = [_header()]
+    for variant in study.variants:
+        for head in study.heads():
+            row = rows.get(name := row_name(variant.name, head, study))
+            if row is not None:
+                reached = [np.mean([accuracy(truth[s], each) for each in row[s]]) for s in TESTS]
+                best = [bounds[s][_evidence(head)] for s in TESTS]
+                pairs = zip(reached, best, strict=True)
+                lines.append(
+                    f"| {name} | " + " | ".join(f"{a:.3f} of {b:.3f}" for a, b in pairs) + " |"
+                )
+    return [
+        "## Against the ceiling",
+        "Accuracy, mean over the seeds, beside the best that any classifier could reach from the "
+        "generator's true parameters of what the row reads; sound holds the words, too. That of "
+        "`test_noise` is of the clean parameters.",
+        "\n".join(lines),
+    ]
+
+
+def _evidence(head: str) -> str:
+    """Which ceiling bounds a head."""
+    letters = set(head.removesuffix(MERBENCH).split("+"))
+    if not letters <= set(GROUPS):
+        return "prior" if head == MAJORITY else "all"
+    video, sound = letters & {"v", "V"}, letters & {"a", "j"}
+    if video:
+        return "all" if sound else "video+words" if "t" in letters else "video"
+    return "sound" if sound else "words"
+
+
+def _header() -> str:
+    names = " | ".join(f"`{split}`" for split in TESTS)
+    return f"| | {names} |\n" + "|---" * (len(TESTS) + 1) + "|"
 
 
 def _claim(

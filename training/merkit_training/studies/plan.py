@@ -19,6 +19,11 @@ from merkit_training.recipe import Recipe, recipe_from
 from merkit_training.settings import Count, from_table
 from merkit_training.stages import STAGES
 
+MERBENCH = " (MERBench)"
+"""Set behind groups in the name of a row under the published head, in its own training."""
+SYSTEMS = ("majority class", "logistic regression", "mean probability", "vote")
+"""Systems over all feature groups that can stand beside single heads."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -48,6 +53,8 @@ class Study:
     groups: tuple[str, ...]  # feature groups whose heads are scored, such as "v" or "a+t"
     variants: tuple[Variant, ...]
     shared: tuple[str, ...] = ()  # stages that rows of one seed with the same table share
+    merbench: tuple[str, ...] = ()  # feature groups also under MERBench's head and training
+    systems: tuple[str, ...] = ()  # of `SYSTEMS`, over all groups
     claims: tuple[Claim, ...] = ()
     seeds: Count = 3
     epochs: Count = 30  # of each head
@@ -62,14 +69,22 @@ class Study:
 
     def rows(self) -> list[str]:
         """The rows' names, in order."""
-        return [row_name(v.name, g, self) for v in self.variants for g in self.groups]
+        return [row_name(v.name, h, self) for v in self.variants for h in self.heads()]
+
+    def heads(self) -> list[str]:
+        """What is scored of each variant, by name: groups, groups under MERBench, systems."""
+        return [*self.groups, *(f"{g}{MERBENCH}" for g in self.merbench), *self.systems]
+
+    def letters(self) -> list[str]:
+        """The feature groups that the heads read."""
+        return sorted({g for row in (*self.groups, *self.merbench) for g in row.split("+")})
 
 
-def row_name(variant: str, groups: str, study: Study) -> str:
+def row_name(variant: str, head: str, study: Study) -> str:
     """How a row is called: by what tells it apart."""
-    if len(study.groups) == 1:
+    if len(study.heads()) == 1:
         return variant
-    return groups if len(study.variants) == 1 else f"{variant}: {groups}"
+    return head if len(study.variants) == 1 else f"{variant}: {head}"
 
 
 def read_study(path: Path) -> Study:
@@ -99,6 +114,8 @@ class _Plain:
     stages: tuple[str, ...]
     groups: tuple[str, ...]
     shared: tuple[str, ...] = ()
+    merbench: tuple[str, ...] = ()
+    systems: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
     seeds: Count = 3
     epochs: Count = 30
@@ -120,11 +137,14 @@ def _variant(table: Any, path: Path) -> Variant:
 
 def _check(study: Study, path: Path) -> None:
     names = [v.name for v in study.variants]
-    groups = [g for row in study.groups for g in row.split("+")]
+    groups = study.letters()
     wrong = [(f"the stage {s!r}", ", ".join(STAGES)) for s in study.stages if s not in STAGES]
     unknown = [s for s in study.shared if s not in study.stages]
     wrong += [(f"the shared stage {s!r}", "one of its stages") for s in unknown]
     wrong += [(f"the group {g!r}", ", ".join(GROUPS)) for g in groups if g not in GROUPS]
+    wrong += [(f"the system {s!r}", ", ".join(SYSTEMS)) for s in study.systems if s not in SYSTEMS]
+    if study.systems and set(groups) != set(GROUPS):
+        wrong += [(f"systems over the groups {groups}", f"all of {', '.join(GROUPS)}")]
     wrong += [
         (f"the row {row!r} of a claim", ", ".join(study.rows()))
         for claim in study.claims
