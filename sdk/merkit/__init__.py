@@ -13,6 +13,9 @@ from __future__ import annotations
 TYPE_CHECKING = False  # type checkers take it for true; importing typing would cost 10 ms
 if TYPE_CHECKING:
     from merkit import errors
+    from merkit.backends.observed import CallCounters
+    from merkit.backends.security import Security
+    from merkit.backends.tracing import traceparent
     from merkit.client import Client, connect, load
     from merkit.entry import Clip
     from merkit.errors import MerkitError
@@ -20,16 +23,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "CallCounters",
     "Client",
     "Clip",
     "Face",
     "MerkitError",
     "Prediction",
+    "Security",
     "Vote",
     "__version__",
     "connect",
     "errors",
     "load",
+    "traceparent",
 ]
 
 _HOMES = {
@@ -41,6 +47,9 @@ _HOMES = {
     "Prediction": "merkit.results",
     "Vote": "merkit.results",
     "MerkitError": "merkit.errors",
+    "CallCounters": "merkit.backends.observed",
+    "Security": "merkit.backends.security",
+    "traceparent": "merkit.backends.tracing",
 }
 
 

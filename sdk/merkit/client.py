@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -36,6 +37,8 @@ from merkit.results import Prediction
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from merkit.backends.observed import Observer
+    from merkit.backends.security import Security
     from merkit.faces import FaceDetector
     from merkit.media import Decoded
     from merkit.signing import Keys
@@ -185,7 +188,8 @@ class Client:
         with ThreadPoolExecutor(workers, thread_name_prefix="merkit-client") as pool:
             try:
                 for clip in clips:
-                    pending.append(pool.submit(self._predict_or_error, clip, keep_frames))
+                    run = copy_context().run  # the caller's trace goes on in the worker
+                    pending.append(pool.submit(run, self._predict_or_error, clip, keep_frames))
                     if len(pending) > 2 * workers:
                         yield pending.popleft().result()
                 while pending:
@@ -266,11 +270,13 @@ def connect(
     detector: FaceDetector | None = None,
     limits: Limits | None = None,
     fallback: PathLike | None = None,
+    security: Security | None = None,
+    observe: Observer | None = None,
 ) -> Client:
     """Connects to a Triton server that serves a bundle.
 
     Args:
-        url: `grpc://host:port`.
+        url: `grpc://host:port`, or `grpcs://host:port` for TLS.
         deadline: seconds within which each whole call must be answered.
         decode: where clips are decoded and faces found: `server` sends the clip's bytes,
             `client` sends face crops and sound, and keeps the picture here.
@@ -278,27 +284,32 @@ def connect(
         detector: with `decode="client"`, finds faces; default: OpenCV's Haar cascade.
         limits: what a clip may be at most; with `decode="server"` only its `max_bytes` is free.
         fallback: a bundle of the same contract that answers, embedded, when the server does not.
+        security: whom to trust, and what proves who this client is.
+        observe: called after each request to the server, `CallCounters()` for one.
 
     Raises:
         ServerUnavailableError: nothing answers at the address.
         ServerNotReadyError: a server answers, but it does not serve a bundle, or not yet.
         ContractMismatchError: the server, or the fall-back, speaks another contract.
+        CertificateError, AccessDeniedError: one side does not trust the other.
         MissingExtraError: tritonclient is not installed.
     """
+    from merkit.backends.observed import ObservedBackend
     from merkit.backends.triton import TritonBackend
 
+    def served(contract_id: str | None) -> Backend:
+        opened = TritonBackend(url, deadline=deadline, contract_id=contract_id, security=security)
+        return ObservedBackend(opened, observe) if observe else opened
+
     if fallback is None:
-        backend: Backend = TritonBackend(url, deadline=deadline, contract_id=contract_id)
+        backend = served(contract_id)
         return _or_close(backend, decode=decode, detector=detector, limits=limits)
     spare = load(fallback, detector=detector, limits=limits)
     expected = spare.backend.contract
     try:
         if contract_id is not None:
             _same_contract(expected.contract_id, contract_id)
-        backend = _now_or_late(
-            lambda: TritonBackend(url, deadline=deadline, contract_id=expected.contract_id),
-            expected,
-        )
+        backend = _now_or_late(lambda: served(expected.contract_id), expected)
     except MerkitError:
         spare.close()
         raise

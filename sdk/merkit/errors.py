@@ -25,6 +25,8 @@ and travels over the wire unchanged, so that the embedded and the served pipelin
     │   ├── ServerUnavailableError nothing answers at the address
     │   ├── ServerNotReadyError    a server answers, but the model is not ready
     │   ├── DeadlineExceededError  no answer within the deadline
+    │   ├── CertificateError       TLS: one side does not accept the other's certificate
+    │   ├── AccessDeniedError      the server refuses this client, or its token
     │   └── InferenceError         a step failed while running
     └── MissingExtraError          an optional dependency is not installed
 """
@@ -168,6 +170,14 @@ class ServerNotReadyError(BackendError):
 
 class DeadlineExceededError(BackendError):
     """No answer within the deadline."""
+
+
+class CertificateError(BackendError):
+    """One side of a TLS connection does not accept the other's certificate."""
+
+
+class AccessDeniedError(BackendError):
+    """The server refuses this client: no token, a wrong or an expired one."""
 
 
 class InferenceError(BackendError):

@@ -8,6 +8,8 @@ through all of them.
 from __future__ import annotations
 
 from merkit.errors import (
+    AccessDeniedError,
+    CertificateError,
     ClipLimitError,
     DeadlineExceededError,
     InferenceError,
@@ -18,7 +20,10 @@ from merkit.errors import (
 )
 
 RETRIED = "UNAVAILABLE"
-"""The only status after which a request is sent again: nothing has answered it."""
+"""The only status after which a request may be sent again: nothing has answered it."""
+
+REFUSED = "this protocol is restricted"
+"""Triton's words, under the status "unavailable", for a call without the key it asks for."""
 
 STARTING = ("unknown model", "not ready", "no available versions", "stopping", "unloading")
 
@@ -45,6 +50,14 @@ def translate(error: Exception, url: str, deadline: float) -> MerkitError:
             f"one within {deadline:g} s",
             "raise the deadline, send less, or give the server more resources",
         )
+    if REFUSED in text.lower():
+        return _denied(text, url)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return CertificateError(
+            f"the certificate of {url} is refused ({text.rpartition('FAILED: ')[2]})",
+            "one that is valid today, names this host, and was issued by a trusted authority",
+            "give its authority with Security(ca=...), or correct the server's certificate",
+        )
     if status == "NOT_FOUND" or (status == RETRIED and any(s in text.lower() for s in STARTING)):
         return ServerNotReadyError(
             f"the server at {url} is not ready ({text})",
@@ -66,6 +79,21 @@ def translate(error: Exception, url: str, deadline: float) -> MerkitError:
     return _refused(status, text, url)
 
 
+def retried(error: Exception) -> bool:
+    """Whether asking again may help."""
+    text = getattr(error, "message", lambda: "")() or ""
+    hopeless = REFUSED in text.lower() or "CERTIFICATE_VERIFY_FAILED" in text
+    return status_name(error) == RETRIED and not hopeless
+
+
+def _denied(text: str, url: str) -> AccessDeniedError:
+    return AccessDeniedError(
+        f"the server at {url} refuses access ({text})",
+        "a client with a token that is valid there",
+        "give Security(token=...), or a token that has not expired; ask its operator for one",
+    )
+
+
 def _refused(status: str, text: str, url: str) -> MerkitError:
     if status in ("INVALID_ARGUMENT", "OUT_OF_RANGE"):
         return InvalidInputError(
@@ -74,9 +102,7 @@ def _refused(status: str, text: str, url: str) -> MerkitError:
             "reconnect if the server was restarted with another bundle",
         )
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return ServerUnavailableError(
-            f"the server at {url} refuses access ({text})", "access", "ask its operator"
-        )
+        return _denied(text, url)
     if status == "UNIMPLEMENTED":
         return ServerUnavailableError(
             f"what answers at {url} is no Triton server ({text})",

@@ -22,10 +22,13 @@ from numpy.typing import NDArray
 
 from merkit.backends.base import Tensors, check_tensors
 from merkit.backends.breaker import CircuitBreaker
-from merkit.backends.grpc_errors import RETRIED, status_name, translate
+from merkit.backends.grpc_errors import retried, translate
+from merkit.backends.security import Security, speaks_tls
+from merkit.backends.tracing import trace_headers
 from merkit.contract import Contract
 from merkit.errors import (
     BundleCorruptError,
+    CertificateError,
     ClipLimitError,
     ContractMismatchError,
     DeadlineExceededError,
@@ -62,16 +65,19 @@ class TritonBackend:
     """Executes the pipeline of whatever bundle a Triton server serves. Thread-safe.
 
     Args:
-        url: `grpc://host:port`.
+        url: `grpc://host:port`, or `grpcs://host:port` for TLS.
         deadline: seconds within which each call must be answered, retries included.
         contract_id: the contract to insist on; None accepts the server's.
         breaker: stops calls to a server that does not answer; default: after five in a row.
+        security: certificates and a token; default: none, and public authorities for `grpcs`.
 
     Raises:
         InvalidInputError: a url of another scheme or without a port, or a deadline out of range.
         ServerUnavailableError: nothing answers at the address.
         ServerNotReadyError: a server answers, but it does not serve a bundle, or not yet.
         ContractMismatchError: it serves another contract, or none that can be read.
+        CertificateError: one side does not accept the other's certificate.
+        AccessDeniedError: the server wants a token, or another one.
         MissingExtraError: tritonclient is not installed.
     """
 
@@ -81,8 +87,12 @@ class TritonBackend:
         deadline: float = 10.0,
         contract_id: str | None = None,
         breaker: CircuitBreaker | None = None,
+        security: Security | None = None,
     ) -> None:
-        self._address = _address(url)
+        self._host, self._port, self._encrypted = _address(url)
+        self._address = urlsplit(url).netloc
+        self._security = security or Security()
+        self._security.check(self._host, self._encrypted)
         if not (isinstance(deadline, int | float) and 0 < deadline <= MAX_DEADLINE):
             raise InvalidInputError(
                 f"a deadline of {deadline!r}",
@@ -95,6 +105,7 @@ class TritonBackend:
         self._loop = _Loop()
         self._client: Any = None
         try:
+            self._credentials = self._security.credentials() if self._encrypted else None
             parameters = self._ask(self._connect)
             self.contract = _contract(parameters, url, contract_id)
         except BaseException:
@@ -130,9 +141,8 @@ class TritonBackend:
         check_tensors(self.contract, tensors)
         inputs = self._inputs(tensors)
 
-        async def call(expires: float) -> Any:
-            left = max(expires - time.monotonic(), 1e-3)
-            return await self._client.infer(model, inputs, client_timeout=left)
+        async def call(**options: Any) -> Any:
+            return await self._client.infer(model, inputs, **options)
 
         outputs = self._outputs(self._guarded(call))
         if timings is not None:
@@ -150,9 +160,8 @@ class TritonBackend:
             BackendError: as `infer`.
         """
 
-        async def call(expires: float) -> Any:
-            left = max(expires - time.monotonic(), 1e-3)
-            return await self._client.get_inference_statistics(client_timeout=left)
+        async def call(**options: Any) -> Any:
+            return await self._client.get_inference_statistics(**options)
 
         names = {step.name for step in self.contract.steps}
         return {
@@ -193,40 +202,59 @@ class TritonBackend:
         _contract(self._ask(self._parameters), self.url, self.contract.contract_id)
 
     def _ask(self, call: Any) -> Any:
-        """Runs `call(expires)` in the background until it answers, fails, or time is up."""
-        return self._loop.run(self._attempts(call, time.monotonic() + self.deadline))
+        """Runs `call(headers=, client_timeout=)` in the background until it answers, fails, or
+        time is up."""
+        expires = time.monotonic() + self.deadline
+        headers = self._security.headers() | trace_headers()
+        try:
+            return self._loop.run(self._attempts(call, headers, expires))
+        except ServerUnavailableError as error:
+            raise self._refusal(expires - time.monotonic()) or error from None
 
-    async def _attempts(self, call: Any, expires: float) -> Any:
+    def _refusal(self, seconds: float) -> CertificateError | None:
+        """What TLS has to do with a server that seems not to be there, found in `seconds`."""
+        if seconds <= 0:
+            return None
+        if self._encrypted:
+            return self._security.refusal(self._host, self._port, self.url, seconds)
+        if not speaks_tls(self._host, self._port, seconds):
+            return None
+        return CertificateError(
+            f"{self.url} wants TLS", f"grpcs://{self._host}:{self._port}", "correct the url"
+        )
+
+    async def _attempts(self, call: Any, headers: dict[str, str], expires: float) -> Any:
         from tritonclient.utils import InferenceServerException
 
         backoff = FIRST_BACKOFF
         for attempt in range(RETRIES + 1):
             try:
-                return await call(expires)
+                left = max(expires - time.monotonic(), 1e-3)
+                return await call(headers=headers, client_timeout=left)
             except InferenceServerException as error:
                 pause = random.uniform(0.5, 1.0) * backoff
                 last = attempt == RETRIES or time.monotonic() + pause >= expires
-                if last or status_name(error) != RETRIED:
+                if last or not retried(error):
                     raise translate(error, self.url, self.deadline) from None
             await asyncio.sleep(pause)
             backoff *= 2
         raise AssertionError("the last attempt returns or raises")
 
-    async def _connect(self, expires: float) -> dict[str, str]:
+    async def _connect(self, **options: Any) -> dict[str, str]:
         if self._client is None:  # made inside the loop that it will live in
-            self._client = self._grpc.InferenceServerClient(self._address, channel_args=CHANNEL)
-        left = max(expires - time.monotonic(), 1e-3)
-        if not await self._client.is_model_ready("merkit", client_timeout=left):
+            self._client = self._grpc.InferenceServerClient(
+                self._address, creds=self._credentials, channel_args=CHANNEL
+            )
+        if not await self._client.is_model_ready("merkit", **options):
             raise ServerNotReadyError(
                 f"a Triton server answers at {self.url}, but its model 'merkit' is not ready",
                 "a server that has loaded a merkit bundle",
                 "wait until it is ready, or start one: merkit serve BUNDLE",
             )
-        return await self._parameters(expires)
+        return await self._parameters(**options)
 
-    async def _parameters(self, expires: float) -> dict[str, str]:
-        left = max(expires - time.monotonic(), 1e-3)
-        answer = await self._client.get_model_config("merkit", client_timeout=left)
+    async def _parameters(self, **options: Any) -> dict[str, str]:
+        answer = await self._client.get_model_config("merkit", **options)
         return {key: value.string_value for key, value in answer.config.parameters.items()}
 
     def _inputs(self, tensors: Tensors) -> list[Any]:
@@ -320,18 +348,18 @@ def _compute_milliseconds(spent: Any) -> float:
     return sum(float(phase.ns) for phase in phases) / 1e6
 
 
-def _address(url: str) -> str:
-    """`host:port` out of `grpc://host:port`."""
+def _address(url: str) -> tuple[str, int, bool]:
+    """Host, port and whether TLS is asked for, out of `grpc://host:port`."""
     try:
         parts = urlsplit(url)
-        good = parts.scheme == "grpc" and parts.hostname and parts.port
+        good = parts.scheme in ("grpc", "grpcs") and parts.hostname and parts.port
         if good and not (parts.path.strip("/") or parts.query or parts.username):
-            return parts.netloc
+            return str(parts.hostname), int(parts.port or 0), parts.scheme == "grpcs"
     except (ValueError, AttributeError, TypeError):
         pass
     raise InvalidInputError(
         f"the url {url!r}",
-        "grpc://host:port (HTTP is not supported: its calls cannot be cancelled)",
+        "grpc://host:port or grpcs:// (HTTP is not supported: its calls cannot be cancelled)",
         "give the gRPC address that merkit serve prints",
     )
 
