@@ -16,11 +16,13 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from merkit.bundle import Bundle, sha256_file, write_manifest
 from merkit.contract import MODALITIES, Contract, Preprocessing, TensorSpec
 from merkit.pipeline import GROUP_MODALITIES, GROUPS, standard_contract
+from merkit.ragged import graph_inputs
 
 LABELS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
 WIDTH = 8
 ONNX_TYPES = {
     "uint8": TensorProto.UINT8,
+    "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
     "float32": TensorProto.FLOAT,
     "bool": TensorProto.BOOL,
@@ -40,9 +42,9 @@ def write_toy_bundle(
         "preprocess": _preprocess,
         "face_encoder": lambda g: _encoder(g, "face_grid", (1, 2, 3), rng, GROUPS["v"]),
         "face_encoder_large": lambda g: _encoder(g, "face_grid", (1, 2, 3), rng, GROUPS["V"]),
-        "audio_encoder": lambda g: _encoder(g, "audio_values", (1,), rng, GROUPS["a"]),
-        "text_encoder": lambda g: _encoder(g, "text_ids", (1,), rng, GROUPS["t"]),
-        "joint_encoder": lambda g: _encoder(g, "joint_ids", (1,), rng, GROUPS["j"]),
+        "audio_encoder": lambda g: _ragged_encoder(g, "audio", "values", rng, GROUPS["a"]),
+        "text_encoder": lambda g: _ragged_encoder(g, "text", "ids", rng, GROUPS["t"]),
+        "joint_encoder": lambda g: _ragged_encoder(g, "joint", "ids", rng, GROUPS["j"]),
         "fusion": lambda g: _fusion(g, contract, rng),
         "voting": lambda g: _voting(g, contract),
     }
@@ -83,13 +85,14 @@ def _model(step: str, contract: Contract, make: object) -> onnx.ModelProto:
     make(graph)  # type: ignore[operator]
     spec = contract.step(step)
     read = {name for node in graph.nodes for name in node.input}
-    for name in spec.inputs:  # ORT drops what nothing reads: read it
+    inputs = graph_inputs(spec, contract.tensors)
+    for name in inputs:  # ORT drops what nothing reads: read it
         if name not in read:
             graph("Identity", name)
     made = helper.make_graph(
         graph.nodes,
         step,
-        [_value(name, contract.tensors[name]) for name in spec.inputs],
+        [_value(name, tensor) for name, tensor in inputs.items()],
         [_value(name, contract.tensors[name]) for name in spec.outputs],
         graph.constants,
     )
@@ -113,13 +116,10 @@ def _preprocess(g: _Graph) -> None:
     image = g("Transpose", g("Div", total, g.constant(2040.0)), perm=[0, 3, 1, 2])
     g("Tile", image, g.constant([1, 1, 2, 2], "int64"), name="face_grid")
     g("Pad", "waveform", g.constant([0, 0, 0, 1600], "int64"), name="audio_values")
-    ones = g("Add", g("Mul", "audio_values", g.constant(0.0)), g.constant(1.0))
-    g("Cast", ones, name="audio_mask", to=TensorProto.INT64)
-    mean = g(
-        "Unsqueeze",
-        g("ReduceMean", "audio_values", g.constant([1], "int64")),
-        g.constant([2], "int64"),
-    )
+    g("Identity", "waveform_length", name="audio_length")
+    total = g("ReduceSum", "audio_values", g.constant([1], "int64"))
+    samples = g("Max", g("Cast", "audio_length", to=TensorProto.FLOAT), g.constant(1.0))
+    mean = g("Unsqueeze", g("Div", total, samples), g.constant([2], "int64"))
     g("Mul", mean, g.constant(np.ones((1, 80, 400))), name="log_mel")
     zero, short = g.constant(0, "int64"), g.constant(1600, "int64")
     presence = [
@@ -133,11 +133,34 @@ def _preprocess(g: _Graph) -> None:
 def _encoder(
     g: _Graph, source: str, axes: tuple[int, ...], rng: np.random.Generator, output_name: str
 ) -> None:
+    mean = g("ReduceMean", source, g.constant(axes, "int64"), keepdims=0)
+    _head(g, g("Unsqueeze", mean, g.constant([1], "int64")), rng, output_name)
+
+
+def _ragged_encoder(
+    g: _Graph, modality: str, kind: str, rng: np.random.Generator, output_name: str
+) -> None:
+    """The mean of each clip's values, told apart as `merkit.ragged` says."""
+    source, length = f"{modality}_{kind}", f"{modality}_length"
+    widths = g("Cast", f"{source}_widths", to=TensorProto.INT64)
+    ends = g("CumSum", widths, g.constant(0, "int64"))
+    column = g(
+        "Range",
+        g.constant(0, "int64"),
+        g("Squeeze", g("Shape", f"{source}_span")),
+        g.constant(1, "int64"),
+    )
+    real = g("Less", column, g("Min", widths, length))
+    at = g("Where", real, g("Add", g("Sub", ends, widths), column), g("Shape", source))
     values = g("Cast", source, to=TensorProto.FLOAT)
-    if source.endswith("_ids"):  # else they saturate, and no word makes a difference
+    if kind == "ids":  # else they saturate, and no word makes a difference
         values = g("Div", values, g.constant(100.0))
-    mean = g("ReduceMean", values, g.constant(axes, "int64"), keepdims=0)
-    column = g("Unsqueeze", mean, g.constant([1], "int64"))
+    padded = g("Gather", g("Concat", values, g.constant([0.0]), axis=0), at)
+    total = g("ReduceSum", padded, g.constant([1], "int64"))
+    _head(g, g("Div", total, g("Max", g("Cast", length, to=1), g.constant(1.0))), rng, output_name)
+
+
+def _head(g: _Graph, column: str, rng: np.random.Generator, output_name: str) -> None:
     output = g("MatMul", column, g.constant(rng.normal(size=(1, WIDTH))))
     g("Tanh", output, name=output_name)
 

@@ -12,7 +12,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from torch import nn
 from merkit import __version__
 from merkit.contract import Contract, StepSpec, TensorSpec, canonical
 from merkit.errors import MerkitError
+from merkit.ragged import graph_feed, graph_inputs
 from merkit_export.compact import compact
+from merkit_export.ragged import Unragged
 
 OPSET = 20
 """23 breaks rotary embeddings in ONNX Runtime; below 20 lacks operators that torch emits."""
@@ -36,6 +38,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 ELEMENTS = {
     "uint8": TensorProto.UINT8,
+    "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
     "float32": TensorProto.FLOAT,
     "bool": TensorProto.BOOL,
@@ -48,7 +51,8 @@ def export_step(
     """Traces `module` into a checked graph that speaks the contract's names and shapes.
 
     Args:
-        module: takes the tensors of `step.inputs` in order, returns those of `step.outputs`.
+        module: takes the tensors of `step.inputs` in order, padded, returns those of
+            `step.outputs`.
         step: which step of `contract` the module is.
         example: an array for each input; every dynamic dimension must be 2 or more, since torch
             takes 0 and 1 for constants.
@@ -56,12 +60,14 @@ def export_step(
     Raises:
         MerkitError: torch cannot export the module, or the graph is not the step it should be.
     """
-    arguments = tuple(torch.from_numpy(np.array(example[name])) for name in step.inputs)
-    specs = [contract.tensors[name] for name in step.inputs]
-    shapes = tuple(
+    inputs, feed = graph_inputs(step, contract.tensors), graph_feed(step, [example])
+    arguments = tuple(torch.from_numpy(np.array(feed[name])) for name in inputs)
+    shapes: tuple[Any, ...] = tuple(
         {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
-        for spec in specs
+        for spec in inputs.values()
     )
+    if step.ragged:
+        module, shapes = Unragged(module, step), (shapes,)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -69,7 +75,7 @@ def export_step(
                 arguments,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(step.inputs),
+                input_names=list(inputs),
                 output_names=list(step.outputs),
                 dynamic_shapes=shapes,
                 external_data=False,
@@ -116,8 +122,8 @@ def save(model: onnx.ModelProto, path: Path) -> int:
 
 def _seal(model: onnx.ModelProto, step: StepSpec, contract: Contract) -> None:
     graph = model.graph
-    _check_wire(graph.input, step.inputs, contract, step.name)
-    _check_wire(graph.output, step.outputs, contract, step.name)
+    _check_wire(graph.input, graph_inputs(step, contract.tensors), step.name)
+    _check_wire(graph.output, {n: contract.tensors[n] for n in step.outputs}, step.name)
     _strip(graph)
     for function in model.functions:
         del function.metadata_props[:]
@@ -144,13 +150,13 @@ def _seal(model: onnx.ModelProto, step: StepSpec, contract: Contract) -> None:
         ) from error
 
 
-def _check_wire(values: Any, names: Sequence[str], contract: Contract, step: str) -> None:
+def _check_wire(values: Any, specs: Mapping[str, TensorSpec], step: str) -> None:
     """Compares what torch inferred with the contract, then writes the contract's own shapes."""
     found = [value.name for value in values]
-    if found != list(names):
-        raise MerkitError(f"the graph of {step!r} has the tensors {found}", f"{list(names)}")
+    if found != list(specs):
+        raise MerkitError(f"the graph of {step!r} has the tensors {found}", f"{list(specs)}")
     for value in values:
-        spec, tensor = contract.tensors[value.name], value.type.tensor_type
+        spec, tensor = specs[value.name], value.type.tensor_type
         sizes = [d.dim_value or d.dim_param for d in tensor.shape.dim]
         agree = len(sizes) == len(spec.shape) and all(
             isinstance(got, str) if isinstance(want, str) else got in (want, "")

@@ -22,7 +22,7 @@ CONTRACT_ID_BYTES = 16
 MODALITIES = ("video", "audio", "text")
 """Order of the columns of `presence`. `video` means: a face to read was found."""
 
-DType = Literal["uint8", "int64", "float32", "bool", "string"]
+DType = Literal["uint8", "int32", "int64", "float32", "bool", "string"]
 DTYPES: tuple[str, ...] = get_args(DType)
 
 
@@ -36,12 +36,24 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Ragged:
+    """An input of a step whose graph takes the rows of a batch end to end; see `merkit.ragged`.
+
+    On every wire it is [batch, n], padded; `length`, int64 [batch, 1], says how much is real.
+    """
+
+    values: str
+    length: str
+
+
+@dataclass(frozen=True)
 class StepSpec:
     """A step of the pipeline: reads and writes tensors by name.
 
     `needs` lists the modalities of which at least one must be present for the step to be worth
     running; empty means always. An executor that knows none is present may write zeros instead:
-    fusion masks what absent modalities produced.
+    fusion masks what absent modalities produced. `ragged` names the inputs that the step's graph
+    takes without padding.
     """
 
     name: str
@@ -49,6 +61,7 @@ class StepSpec:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    ragged: tuple[Ragged, ...] = ()
 
 
 _COUNTS = (
@@ -194,11 +207,14 @@ def _step(value: Any, tensors: Mapping[str, TensorSpec]) -> StepSpec:
         _strings(value["inputs"]),
         _strings(value["outputs"]),
         _strings(value["needs"]),
+        tuple(Ragged(str(r["values"]), str(r["length"])) for r in value.get("ragged", ())),
     )
     if step.kind not in ("python", "onnx"):
         raise ValueError(f"step {step.name!r} has kind {step.kind!r}")
     if unknown := {*step.inputs, *step.outputs} - set(tensors):
         raise ValueError(f"step {step.name!r} names unknown tensors {sorted(unknown)}")
+    if odd := {n for r in step.ragged for n in (r.values, r.length)} - set(step.inputs):
+        raise ValueError(f"step {step.name!r} does not read its ragged {sorted(odd)}")
     if not set(step.needs) <= set(MODALITIES):
         raise ValueError(f"step {step.name!r} needs {step.needs}, known are {MODALITIES}")
     return step

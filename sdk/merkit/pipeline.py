@@ -8,12 +8,15 @@ split is a cut through it: name what comes in and what is wanted out.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 
 from merkit.contract import (
     CONTRACT_ID_BYTES,
     MODALITIES,
     Contract,
     Preprocessing,
+    Ragged,
     StepSpec,
     TensorSpec,
     Voter,
@@ -49,6 +52,35 @@ BYTES_IN = ("clip", "text")
 DECODED_IN = ("face_crops", "face_count", "waveform", "waveform_length", "text")
 OUTCOME = ("label", "scores", "contract_id", "branch_scores", "branch_contributions", "presence")
 DETAIL = ("face_boxes", "face_times", "face_confidence", "media_info")
+MODALITY_IN = {
+    "audio": ("waveform", "waveform_length"),
+    "text": ("text",),
+    "video": ("face_crops", "face_count"),
+}
+"""The tensors of `DECODED_IN` by modality, in the order of the entry points' letters."""
+
+
+@dataclass(frozen=True)
+class EntryPoint:
+    """A way into the pipeline: what comes in, what is wanted out, and what no clip has there.
+
+    Tensors of the `absent` modalities, and features of groups of which no modality is left, are
+    constants: what would have made them is pruned.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What lies between an entry point's ends: steps in an order in which they can run, and the
+    constants that they read."""
+
+    steps: tuple[StepSpec, ...]
+    constants: tuple[str, ...]
 
 
 def standard_contract(
@@ -92,7 +124,7 @@ def standard_contract(
         "joint_length": tensor("int64", 1),
         "face_grid": tensor("float32", 3, side, side),
         "audio_values": tensor("float32", "audio_samples"),
-        "audio_mask": tensor("int64", "audio_samples"),
+        "audio_length": tensor("int64", 1),
         "log_mel": tensor("float32", p.mel_bins, mel_frames),
         "presence": tensor("bool", len(MODALITIES)),
         **{GROUPS[g]: tensor("float32", widths[g]) for g in GROUPS},
@@ -105,9 +137,10 @@ def standard_contract(
     audio = ("waveform", "waveform_length")
     faces = ("face_crops", "face_count", "face_boxes", "face_times", "face_confidence")
     ids = ("text_ids", "text_length", "joint_ids", "joint_length")
-    made = ("face_grid", "audio_values", "audio_mask", "log_mel", "presence")
+    made = ("face_grid", "audio_values", "audio_length", "log_mel", "presence")
     sound_or_words = ("log_mel", "joint_ids", "joint_length", "presence")
     features = (*(GROUPS[g] for g in GROUPS), "presence")
+    sounds, words, both = ((Ragged(*pair),) for pair in (made[1:3], ids[:2], ids[2:]))
     steps = (
         StepSpec("decode", "python", ("clip",), ("frames", "frame_times", *audio, "media_info")),
         StepSpec("faces", "python", ("frames", "frame_times"), faces),
@@ -115,9 +148,9 @@ def standard_contract(
         StepSpec("preprocess", "onnx", (*faces[:2], *audio, "text_length"), made),
         StepSpec("face_encoder", "onnx", ("face_grid",), ("face_features",), ("video",)),
         StepSpec("face_encoder_large", "onnx", ("face_grid",), (GROUPS["V"],), ("video",)),
-        StepSpec("audio_encoder", "onnx", made[1:3], ("audio_features",), ("audio",)),
-        StepSpec("text_encoder", "onnx", ids[:2], ("text_features",), ("text",)),
-        StepSpec("joint_encoder", "onnx", sound_or_words, (GROUPS["j"],), ("audio", "text")),
+        StepSpec("audio_encoder", "onnx", made[1:3], ("audio_features",), ("audio",), sounds),
+        StepSpec("text_encoder", "onnx", ids[:2], ("text_features",), ("text",), words),
+        StepSpec("joint_encoder", "onnx", sound_or_words, (GROUPS["j"],), ("audio", "text"), both),
         StepSpec("fusion", "onnx", features, ("branch_scores", "branch_contributions")),
         StepSpec("voting", "onnx", ("branch_scores",), ("label", "scores", "contract_id")),
     )
@@ -155,3 +188,59 @@ def cut(
     for name in outputs:
         need(name)
     return tuple(kept)
+
+
+def prune(contract: Contract, entry: EntryPoint) -> Cut:
+    """The one function that cuts every entry point; errors as `cut`."""
+    absent = absent_tensors(contract, entry.absent) - set(entry.inputs)
+    steps = cut(contract.steps, absent | set(entry.inputs), entry.outputs)
+    read = {name for step in steps for name in step.inputs}
+    return Cut(steps, tuple(name for name in contract.tensors if name in absent & read))
+
+
+def absent_tensors(contract: Contract, modalities: Collection[str]) -> set[str]:
+    """Tensors that hold nothing of a clip without `modalities`."""
+    found = {name for modality in modalities for name in MODALITY_IN[modality]}
+    if "text" in modalities:
+        found.add("text_length")
+    groups = [g for g in contract.groups if set(GROUP_MODALITIES[g]) <= set(modalities)]
+    return found | {GROUPS[group] for group in groups}
+
+
+def subset_name(modalities: Collection[str]) -> str:
+    """The entry point for decoded clips with just these modalities: `merkit_at`, say."""
+    return "merkit_" + "".join(m[0] for m in MODALITY_IN if m in modalities)
+
+
+def entry_points(contract: Contract) -> dict[str, EntryPoint]:
+    """The ways into the pipeline that every repository offers, by name.
+
+    Bytes; decoded tensors of each subset of the modalities; all features; and features of the
+    face beside sound and words, for a device that keeps faces to itself.
+    """
+    (fusion,) = (step for step in contract.steps if "branch_scores" in step.outputs)
+    made = tuple(name for name in OUTCOME if name != "presence")
+    of_face = [GROUPS[g] for g in contract.groups if GROUP_MODALITIES[g] == ("video",)]
+    heard = (*MODALITY_IN["audio"], *MODALITY_IN["text"])
+    found = [EntryPoint("merkit", BYTES_IN, OUTCOME + DETAIL)]
+    for count in (1, 2, 3):
+        for present in combinations(MODALITY_IN, count):
+            inputs = {name for modality in present for name in MODALITY_IN[modality]}
+            ordered = tuple(name for name in DECODED_IN if name in inputs)
+            absent = tuple(m for m in MODALITY_IN if m not in present)
+            found.append(EntryPoint(subset_name(present), ordered, OUTCOME, absent))
+    found.append(EntryPoint("merkit_features", fusion.inputs, made))
+    found.append(EntryPoint("merkit_edge", (*of_face, "presence", *heard), made, ("video",)))
+    return {entry.name: entry for entry in found}
+
+
+def views(contract: Contract) -> dict[str, EntryPoint]:
+    """Single modalities, decoded, to their features: `merkit_view_a`, `_t` and `_v`."""
+    found = {}
+    for modality, inputs in MODALITY_IN.items():
+        groups = [g for g in contract.groups if GROUP_MODALITIES[g] == (modality,)]
+        absent = tuple(m for m in MODALITY_IN if m != modality)
+        outputs = (*(GROUPS[g] for g in groups), "presence")
+        name = f"merkit_view_{modality[0]}"
+        found[name] = EntryPoint(name, inputs, outputs, absent)
+    return found

@@ -19,7 +19,7 @@ from odd_media import movie, quadrants, tone
 import merkit
 from merkit.bundle import Bundle
 from merkit.pipeline import DECODED_IN, OUTCOME, cut
-from merkit.serving.runner import onnx_compute
+from merkit.serving.runner import Graph
 from merkit.serving.tritonserver import Installation
 from merkit.steps import REGISTRY
 
@@ -28,7 +28,7 @@ import json, sys
 import numpy as np
 from pathlib import Path
 from merkit.bundle import open_bundle
-from merkit.serving.runner import onnx_compute
+from merkit.serving.runner import Graph
 from merkit.steps import REGISTRY
 
 assert np.__version__.startswith("1."), np.__version__
@@ -41,8 +41,8 @@ for name in sys.argv[4:]:
         values |= REGISTRY[name](bundle.contract, bundle.resources(name))(values)
     else:
         given = {k: values[k] for k in step.inputs}
-        compute = onnx_compute(bundle.model_path(name), bundle.contract.contract_id, 1)
-        values |= compute(given, step.outputs)
+        graph = Graph(bundle.model_path(name), bundle.contract.contract_id, step, 1)
+        values |= graph.alone(given, step.outputs)
 np.savez(sys.argv[3], **{k: v.astype(str) if v.dtype == object else v for k, v in values.items()})
 """
 
@@ -74,8 +74,8 @@ def run_here(bundle: Bundle, values: dict[str, Any], steps: list[str]) -> dict[s
         if step.kind == "python":
             values |= REGISTRY[name](bundle.contract, bundle.resources(name))(values)
         else:
-            compute = onnx_compute(bundle.model_path(name), bundle.contract.contract_id, 1)
-            values |= compute({k: values[k] for k in step.inputs}, step.outputs)
+            graph = Graph(bundle.model_path(name), bundle.contract.contract_id, step, 1)
+            values |= graph.alone({k: values[k] for k in step.inputs}, step.outputs)
     return values
 
 

@@ -55,8 +55,8 @@ def sound(samples: int, seed: int = 0) -> Tensor:
     return torch.randn(1, samples, generator=torch.Generator().manual_seed(seed))
 
 
-def ones(values: Tensor) -> Tensor:
-    return torch.ones_like(values).long()
+def whole(values: Tensor) -> Tensor:
+    return torch.full((len(values), 1), values.shape[1])
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -68,10 +68,10 @@ def test_an_official_checkpoint_gives_transformers_own_numbers(style: str, tmp_p
     values = sound(9000)
     expected = model(values, output_hidden_states=True)
     last = (*expected.hidden_states[-4:-1], expected.last_hidden_state)
-    frames, mask = encoder.frames(values, ones(values))
+    frames, mask = encoder.frames(values, whole(values))
     assert mask.all()
     torch.testing.assert_close(frames, torch.stack(last).mean(0), atol=1e-5, rtol=0)
-    features = encoder(values, ones(values))
+    features = encoder(values, whole(values))
     torch.testing.assert_close(features, torch.stack(last).mean(0).mean(1), atol=1e-5, rtol=0)
     assert features.abs().max() > 0.1
 
@@ -83,12 +83,12 @@ def test_neither_style_feels_padding_or_neighbours(style: str, tmp_path: Path) -
     official(tmp_path, style)
     _, encoder = encoder_of(tmp_path)
     lengths = [1600, 9000, 5555, 401, 0]
-    values, mask = torch.full((5, 12_000), 3.0), torch.zeros(5, 12_000).long()
+    values = torch.full((5, 12_000), 3.0)
     for i, length in enumerate(lengths):
-        values[i, :length], mask[i, :length] = sound(length, i), 1
-    together = encoder(values, mask)
+        values[i, :length] = sound(length, i)
+    together = encoder(values, torch.tensor(lengths)[:, None])
     for i, length in enumerate(lengths[:4]):
-        alone = encoder(sound(length, i), torch.ones(1, length).long())
+        alone = encoder(sound(length, i), torch.tensor([[length]]))
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
     assert together.isfinite().all() and not together[4].any()
 
@@ -97,20 +97,20 @@ def test_neither_style_feels_padding_or_neighbours(style: str, tmp_path: Path) -
 def test_the_base_style_exports_and_stays_the_same_in_a_batch(tmp_path: Path) -> None:
     official(tmp_path, "base")
     _, encoder = encoder_of(tmp_path)
-    values, mask = torch.randn(2, 6000), torch.ones(2, 6000).long()
-    mask[1, 2500:] = 0
+    values, length = torch.randn(2, 6000), torch.tensor([[6000], [2500]])
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    rows_free = {0: torch.export.Dim.DYNAMIC}
     path = tmp_path / "model.onnx"
     torch.onnx.export(
-        encoder, (values, mask), path, input_names=["values", "mask"], opset_version=20,
-        dynamic_shapes=(free, free), dynamo=True,
+        encoder, (values, length), path, input_names=["values", "length"], opset_version=20,
+        dynamic_shapes=(free, rows_free), dynamo=True,
     )  # fmt: skip
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for rows, size in ((2, 6000), (1, 9000), (3, 4000)):
-        values, mask = torch.randn(rows, size), torch.ones(rows, size).long()
-        mask[-1, size // 2 :] = 0
-        found = session.run(None, {"values": values.numpy(), "mask": mask.numpy()})[0]
-        np.testing.assert_allclose(found, encoder(values, mask).numpy(), atol=1e-4)
+        values, length = torch.randn(rows, size), torch.full((rows, 1), size)
+        length[-1] //= 2
+        found = session.run(None, {"values": values.numpy(), "length": length.numpy()})[0]
+        np.testing.assert_allclose(found, encoder(values, length).numpy(), atol=1e-4)
 
 
 @torch.no_grad()

@@ -64,12 +64,10 @@ def randomised(module: M) -> M:
 
 
 def sounds(lengths: Sequence[int], size: int = 0) -> tuple[Tensor, Tensor]:
-    size = size or max(lengths)
-    values, mask = torch.zeros(len(lengths), size), torch.zeros(len(lengths), size).long()
+    values = torch.zeros(len(lengths), size or max(lengths))
     for i, length in enumerate(lengths):
         values[i, :length] = torch.randn(length, generator=torch.Generator().manual_seed(length))
-        mask[i, :length] = 1
-    return values, mask
+    return values, torch.tensor(lengths)[:, None]
 
 
 def texts(lengths: Sequence[int], size: int = 0) -> tuple[Tensor, Tensor]:
@@ -146,9 +144,9 @@ def test_a_sound_does_not_feel_padding_or_neighbours() -> None:
 @torch.no_grad()
 def test_what_the_padding_of_a_sound_holds_has_no_influence() -> None:
     module = audio_encoder()
-    values, mask = sounds([5000], 9000)
-    noisy = torch.where(mask.bool(), values, torch.full_like(values, 7.0))
-    torch.testing.assert_close(module(noisy, mask), module(values, mask), atol=1e-5, rtol=0)
+    values, length = sounds([5000], 9000)
+    noisy = torch.where(torch.arange(9000) < length, values, torch.full_like(values, 7.0))
+    torch.testing.assert_close(module(noisy, length), module(values, length), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -168,15 +166,15 @@ def test_frames_are_counted_as_the_convolutions_make_them() -> None:
 def test_the_last_layer_of_hubert_is_the_one_after_the_final_norm() -> None:
     """transformers 5 hands out `hidden_states[-1]` before it."""
     module = audio_encoder()
-    values, mask = sounds([8000])
-    frames = module.front(values, mask.sum(1, keepdim=True))
+    values, length = sounds([8000])
+    frames = module.front(values, length)
     valid = torch.ones(frames.shape[:2], dtype=torch.bool)
     states = module.states(frames, valid)
     reference = module.model(values, output_hidden_states=True)
     torch.testing.assert_close(states[-1], reference.last_hidden_state, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(states[-2], reference.hidden_states[-2], atol=1e-5, rtol=1e-5)
     expected = torch.stack(states[-4:]).mean(0).mean(1)
-    torch.testing.assert_close(module(values, mask), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(module(values, length), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

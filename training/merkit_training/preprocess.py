@@ -57,17 +57,18 @@ class Preprocess(nn.Module):
             text_length: int64 [b, 1], tokens; 0 means no words.
 
         Returns:
-            face_grid float32 [b, 3, 2 side, 2 side], audio_values float32 [b, n] and audio_mask
-            int64 [b, n] with n = max(s, min_samples), log_mel float32 [b, mels, frames], and
-            presence bool [b, 3] in the order of `merkit.contract.MODALITIES`. What padding holds
-            has no influence.
+            face_grid float32 [b, 3, 2 side, 2 side], audio_values float32 [b, n] with
+            n = max(s, min_samples), audio_length int64 [b, 1], log_mel float32
+            [b, mels, frames], and presence bool [b, 3] in the order of
+            `merkit.contract.MODALITIES`. What padding holds has no influence.
         """
         face_count = face_count.clamp(min=0)
-        audio_values, audio_mask, power = self.sound(waveform, waveform_length)
+        audio_values, valid, power = self.sound(waveform, waveform_length)
         audible = (waveform_length >= self.min_samples) & (power >= self.min_power)
         presence = torch.cat((face_count > 0, audible, text_length > 0), dim=1)
         log_mel = self.mel(waveform, waveform_length)
-        return self.faces(face_crops, face_count), audio_values, audio_mask, log_mel, presence
+        grid, audio_length = self.faces(face_crops, face_count), valid.sum(1, keepdim=True)
+        return grid, audio_values, audio_length, log_mel, presence
 
 
 class FaceGrid(nn.Module):

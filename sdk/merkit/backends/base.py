@@ -56,7 +56,13 @@ def strings(*values: str) -> NDArray[np.object_]:
     return np.array([[value] for value in values], dtype=np.object_)
 
 
-DTYPES = {"uint8": np.uint8, "int64": np.int64, "float32": np.float32, "bool": np.bool_}
+DTYPES = {
+    "uint8": np.uint8,
+    "int32": np.int32,
+    "int64": np.int64,
+    "float32": np.float32,
+    "bool": np.bool_,
+}
 LENGTHS = {
     "face_count": "faces",
     "waveform_length": "samples",

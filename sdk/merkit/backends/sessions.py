@@ -8,7 +8,7 @@ take the cores from every other session. Each is dealt with here, in one place.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,18 @@ from merkit.errors import (
     InvalidInputError,
 )
 from merkit.ort import import_onnxruntime
+from merkit.ragged import graph_feed, graph_inputs
 
 CPU = "CPUExecutionProvider"
 SHORT_NAMES = {
     "cpu": CPU,
     "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
 }
 ONNX_TYPES = {
     "uint8": "tensor(uint8)",
+    "int32": "tensor(int32)",
     "int64": "tensor(int64)",
     "float32": "tensor(float)",
     "bool": "tensor(bool)",
@@ -48,25 +49,33 @@ class Session:
 
     def __init__(self, step: StepSpec, session: Any) -> None:
         self._session = session
-        self._outputs = step.outputs
-        read = {node.name for node in session.get_inputs()}
-        self._inputs = [name for name in step.inputs if name in read]
+        self._step = step
+        self._read = {node.name for node in session.get_inputs()}
         self.provider: str = session.get_providers()[0]
 
     def __call__(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Runs the graph; raises whatever ONNX Runtime raises."""
-        given = {name: np.ascontiguousarray(tensors[name]) for name in self._inputs}
-        outputs = self._session.run(list(self._outputs), given)
-        return dict(zip(self._outputs, outputs, strict=True))
+        feed = graph_feed(self._step, [tensors])
+        given = {n: np.ascontiguousarray(value) for n, value in feed.items() if n in self._read}
+        names = self._step.outputs
+        return dict(zip(names, self._session.run(list(names), given), strict=True))
+
+    def close(self) -> None:
+        """Lets go of the session, which frees its memory."""
+        self._session = None
 
 
 def open_sessions(
-    bundle: Bundle, providers: Sequence[str] | None, threads: int
+    bundle: Bundle,
+    providers: Sequence[str] | None,
+    threads: int,
+    only: Collection[str] | None = None,
 ) -> dict[str, Session]:
-    """A session for each ONNX step of the bundle; `EmbeddedBackend` lists the errors."""
+    """A session for each ONNX step of the bundle, or for `only` those; `EmbeddedBackend` lists
+    the errors."""
     ort = _onnxruntime()
     chosen = _providers(ort, providers)
-    steps = onnx_steps(bundle.contract)
+    steps = [s for s in onnx_steps(bundle.contract) if only is None or s.name in only]
     sessions = {step.name: open_session(ort, bundle, step, chosen, threads) for step in steps}
     for session in sessions.values():
         if providers and session.provider != chosen[0]:
@@ -106,12 +115,12 @@ def _check_model(path: Path, step: StepSpec, session: Any, contract: Contract) -
             f"{contract.contract_id}, the manifest's",
             RESTORE,
         )
-    for nodes, names in (
-        (session.get_inputs(), step.inputs),
-        (session.get_outputs(), step.outputs),
+    for nodes, tensors in (
+        (session.get_inputs(), graph_inputs(step, contract.tensors)),
+        (session.get_outputs(), {name: contract.tensors[name] for name in step.outputs}),
     ):
         types = {node.name: node.type for node in nodes}
-        expected = {name: ONNX_TYPES[contract.tensors[name].dtype] for name in names}
+        expected = {name: ONNX_TYPES[spec.dtype] for name, spec in tensors.items()}
         if types != expected:
             raise BundleCorruptError(f"{path} has the tensors {types}", f"{expected}", RESTORE)
 

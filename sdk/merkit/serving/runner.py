@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,19 @@ from merkit.errors import (
     MerkitError,
 )
 from merkit.ort import import_onnxruntime
+from merkit.ragged import graph_feed
+from merkit.serving.batching import can_batch
 
 Arrays = Mapping[str, NDArray[Any]]
 Compute = Callable[[Arrays, Sequence[str]], Arrays]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request brings, [batch, ...] each, and which outputs it wants."""
+
+    inputs: Arrays
+    wanted: Sequence[str]
 
 
 class StepModel:
@@ -43,6 +54,8 @@ class StepModel:
             raise RuntimeError(error.to_wire()) from None
 
     def _open(self, args: Mapping[str, str]) -> None:
+        self.compute: Compute
+        self.batches: Callable[[Sequence[Asked]], list[Arrays]] | None = None
         config = json.loads(args["model_config"])
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         contract = Contract.from_json(json.loads(parameters["contract"]), "config.pbtxt")
@@ -50,7 +63,9 @@ class StepModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         if self.step.kind == "onnx":
             threads = int(parameters["threads"])
-            self.compute = onnx_compute(folder / "model.onnx", contract.contract_id, threads)
+            graph = Graph(folder / "model.onnx", contract.contract_id, self.step, threads)
+            self.compute = graph.alone
+            self.batches = graph.together if can_batch(contract, self.step) else None
         else:
             self.compute = python_compute(contract, self.step, folder)
         self.strings = {
@@ -60,24 +75,61 @@ class StepModel:
         }
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers each request with tensors, or with an error that the client raises again."""
+        """Answers each request with tensors, or with an error that the client raises again.
+
+        Where the step can, requests share one run. Should that fail, each runs alone, so that
+        an error reaches only whose request it is.
+        """
         import triton_python_backend_utils as pb
 
-        return [self._respond(request, pb) for request in requests]
+        asked = [self._read(request, pb) for request in requests]
+        shared = self._run_together([a for a in asked if isinstance(a, Asked)])
+        made = iter(shared if shared is not None else ())
+        responses = []
+        for one in asked:
+            answer: Any = one
+            if isinstance(one, Asked):
+                answer = next(made) if shared is not None else self._run_alone(one)
+            responses.append(self._respond(answer, pb))
+        return responses
 
-    def _respond(self, request: Any, pb: Any) -> Any:
+    def _read(self, request: Any, pb: Any) -> Asked | MerkitError:
+        wanted = set(request.requested_output_names())
         try:
-            wanted = [
-                name for name in self.step.outputs if name in request.requested_output_names()
-            ]
-            outputs = self.compute(self._inputs(request, pb), wanted)
-            tensors = [pb.Tensor(name, self._to_wire(name, outputs[name])) for name in wanted]
-        except MerkitError as error:
-            code = pb.TritonError.INVALID_ARG if isinstance(error, InputError) else None
-            return _failure(pb, error, code or pb.TritonError.INTERNAL)
+            inputs = self._inputs(request, pb)
+        except Exception as error:
+            return self._typed(error)
+        return Asked(inputs, [name for name in self.step.outputs if name in wanted])
+
+    def _run_together(self, asked: Sequence[Asked]) -> list[Arrays] | None:
+        """The outputs of several requests out of one run, or None if each has to run alone."""
+        if self.batches is None or len(asked) < 2:
+            return None
+        try:
+            return self.batches(asked)
+        except Exception:
+            return None
+
+    def _run_alone(self, one: Asked) -> Arrays | MerkitError:
+        try:
+            return self.compute(one.inputs, one.wanted)
         except Exception as error:  # whatever a codec or runtime throws must not end the stub
-            return _failure(pb, failed(self.step.name, error), pb.TritonError.INTERNAL)
-        return pb.InferenceResponse(output_tensors=tensors)
+            return self._typed(error)
+
+    def _respond(self, answer: Arrays | MerkitError, pb: Any) -> Any:
+        if not isinstance(answer, MerkitError):
+            try:
+                tensors = [pb.Tensor(name, self._to_wire(name, v)) for name, v in answer.items()]
+                return pb.InferenceResponse(output_tensors=tensors)
+            except Exception as error:
+                answer = self._typed(error)
+        refused = isinstance(answer, InputError)
+        code = pb.TritonError.INVALID_ARG if refused else pb.TritonError.INTERNAL
+        error = pb.TritonError(answer.to_wire(), code)
+        return pb.InferenceResponse(output_tensors=[], error=error)
+
+    def _typed(self, error: Exception) -> MerkitError:
+        return error if isinstance(error, MerkitError) else failed(self.step.name, error)
 
     def _inputs(self, request: Any, pb: Any) -> dict[str, NDArray[Any]]:
         found = {}
@@ -97,31 +149,55 @@ def python_compute(contract: Contract, step: StepSpec, resources: Path) -> Compu
     from merkit.steps import REGISTRY
 
     run = REGISTRY[step.name](contract, resources)
-    return lambda tensors, _: run(tensors)
 
-
-def onnx_compute(path: Path, contract_id: str, threads: int) -> Compute:
-    """A session on the graph at `path`; ContractMismatchError if it belongs elsewhere.
-
-    Threads do not spin: several sessions share few cores, and spinning ones starve the rest.
-    """
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    found = session.get_modelmeta().custom_metadata_map.get("contract_id")
-    if found != contract_id:
-        raise ContractMismatchError(
-            f"{path} carries contract_id {found}", contract_id, "export the bundle again"
-        )
-    known = {value.name for value in session.get_inputs()}
-
-    def compute(tensors: Arrays, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
-        feed = {name: array for name, array in tensors.items() if name in known}
-        return dict(zip(wanted, session.run(list(wanted), feed), strict=True))
+    def compute(tensors: Arrays, wanted: Sequence[str]) -> Arrays:
+        made = run(tensors)
+        return {name: made[name] for name in wanted}
 
     return compute
+
+
+class Graph:
+    """An ONNX step: one request alone, or several in one run."""
+
+    def __init__(self, path: Path, contract_id: str, step: StepSpec, threads: int) -> None:
+        """Opens the graph at `path`; ContractMismatchError if it belongs elsewhere.
+
+        Threads do not spin: several sessions share few cores, and spinning ones starve the rest.
+        """
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        found = self._session.get_modelmeta().custom_metadata_map.get("contract_id")
+        if found != contract_id:
+            raise ContractMismatchError(
+                f"{path} carries contract_id {found}", contract_id, "export the bundle again"
+            )
+        self._read = {value.name for value in self._session.get_inputs()}
+        self._step = step
+
+    def alone(self, tensors: Arrays, wanted: Sequence[str]) -> Arrays:
+        """The outputs that are wanted of one request."""
+        return self._run([tensors], wanted)
+
+    def together(self, asked: Sequence[Asked]) -> list[Arrays]:
+        """Each request's wanted outputs out of one run; rows follow each other in the batch."""
+        union = {name for one in asked for name in one.wanted}
+        wanted = [name for name in self._step.outputs if name in union]
+        rows = [{len(value) for value in one.inputs.values()} for one in asked]
+        ends = np.cumsum([size for (size,) in rows])[:-1]  # uneven ones must run alone to fail
+        made = self._run([one.inputs for one in asked], wanted)
+        split = {name: np.split(value, ends) for name, value in made.items()}
+        return [
+            {name: split[name][i] for name in one.wanted} for i, one in enumerate(asked)
+        ]
+
+    def _run(self, requests: Sequence[Arrays], wanted: Sequence[str]) -> Arrays:
+        feed = graph_feed(self._step, requests)
+        given = {name: value for name, value in feed.items() if name in self._read}
+        return dict(zip(wanted, self._session.run(list(wanted), given), strict=True))
 
 
 def from_bytes(name: str, array: NDArray[Any]) -> NDArray[np.object_]:
@@ -153,7 +229,3 @@ def failed(step: str, error: Exception) -> InferenceError:
         "",
         "check the input's shapes; if they are right, report this message",
     )
-
-
-def _failure(pb: Any, error: MerkitError, code: int) -> Any:
-    return pb.InferenceResponse(output_tensors=[], error=pb.TritonError(error.to_wire(), code))

@@ -117,7 +117,7 @@ class Encoder:
         crops, face_count = _batch([d.crops for d in decoded])
         waveform, waveform_length = _batch([d.waveform for d in decoded])
         words, silence = self._tokens(texts), self._tokens([""] * len(texts))
-        grid, values, mask, log_mel, presence = self.preprocess(
+        grid, values, samples, log_mel, presence = self.preprocess(
             crops, face_count, waveform, waveform_length, words["text_length"]
         )
         video, audio, text = (presence[:, i : i + 1] for i in range(len(MODALITIES)))
@@ -139,7 +139,7 @@ class Encoder:
         ]
         return {
             "presence": presence,
-            "audio_features": made("a", audio, values, mask),
+            "audio_features": made("a", audio, values, samples),
             "text_features": made("t", text, words["text_ids"], words["text_length"]),
             "face_features": made("v", video, grid),
             "face_features_large": made("V", video, grid),

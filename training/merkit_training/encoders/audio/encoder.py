@@ -98,25 +98,24 @@ class AudioEncoder(nn.Module):
         """Features [batch, hidden] of what `project` made."""
         return masked_mean(combined(self.walk(projected, mask), self.pool_layers), mask)
 
-    def frames(self, audio_values: Tensor, audio_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def frames(self, audio_values: Tensor, audio_length: Tensor) -> tuple[Tensor, Tensor]:
         """The last four layers as one, frame by frame: [batch, frames, hidden], and which frames
         are valid, bool [batch, frames]; arguments as of `forward`."""
-        samples = audio_mask.sum(1, keepdim=True)
-        front = self.front(audio_values, samples)
-        mask = length_mask(self.count(samples), front.shape[1])
+        front = self.front(audio_values, audio_length)
+        mask = length_mask(self.count(audio_length), front.shape[1])
         return combined(self.states(front, mask), self.pool_layers), mask
 
-    def forward(self, audio_values: Tensor, audio_mask: Tensor) -> Tensor:
+    def forward(self, audio_values: Tensor, audio_length: Tensor) -> Tensor:
         """Features of a batch of sounds.
 
         Args:
             audio_values: float32 [batch, samples], z-normed, right padded, at least one frame's.
-            audio_mask: int64 [batch, samples], 1 on the valid part.
+            audio_length: int64 [batch, 1], how many samples are valid; 0 means no sound.
 
         Returns:
             audio_features float32 [batch, hidden]; without a whole frame, zeros.
         """
-        return masked_mean(*self.frames(audio_values, audio_mask))
+        return masked_mean(*self.frames(audio_values, audio_length))
 
 
 def from_recipe(recipe: Recipe) -> tuple[AudioConfig, AudioEncoder]:
