@@ -1,4 +1,4 @@
-"""The command `merkit`: predict, serve, inspect, verify, calibrate.
+"""The command `merkit`: predict, serve, inspect, verify, calibrate, lint.
 
 A shell should get the whole product: readable tables or JSON lines, one line for an error instead
 of a traceback, an exit status that can be relied on. Exit status: 0 when all went well, 1 when
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merkit import __version__
-from merkit.cli import calibrate
+from merkit.cli import calibrate, lint
 from merkit.errors import BundleNotFoundError, MerkitError
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
     inspect.add_argument("--json", action="store_true", help="as JSON")
     calibrate.add(commands, _say)
+    lint.add(commands, _say)
     return parser
 
 
