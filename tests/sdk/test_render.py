@@ -13,8 +13,17 @@ from tritonclient.grpc import model_config_pb2
 from merkit.bundle import Bundle, open_bundle
 from merkit.contract import Contract
 from merkit.errors import InvalidInputError
-from merkit.pipeline import cut
-from merkit.serving.render import AFTER, ENSEMBLES, FLAVOURS, WIRE_TYPES, Deployment, render
+from merkit.pipeline import GROUPS, EntryPoint, entry_points, prune, standard_contract
+from merkit.plans import Sidecar
+from merkit.serving.batching import WIRE_TYPES
+from merkit.serving.config import CONSTANTS
+from merkit.serving.constants import BATCH
+from merkit.serving.deployment import CustomCut, Deployment, QueuePolicy, StepDeployment
+from merkit.serving.ensembles import AFTER
+from merkit.serving.render import render
+
+ENTRIES = entry_points(standard_contract(("a", "b"), dict.fromkeys(GROUPS, 8)))
+FLAVOURS = ("onnxruntime", "python")
 
 
 @pytest.fixture
@@ -34,10 +43,13 @@ def configs(root: Path) -> dict[str, model_config_pb2.ModelConfig]:
     }
 
 
+def models(bundle: Bundle) -> set[str]:
+    return {step.name for step in bundle.contract.steps} | {*ENTRIES, CONSTANTS}
+
+
 def test_every_step_and_entry_point_has_a_config(toy_bundle: Bundle, tmp_path: Path) -> None:
     render(toy_bundle, tmp_path / "out")
-    names = {step.name for step in toy_bundle.contract.steps} | set(ENSEMBLES)
-    assert set(configs(tmp_path / "out")) == names
+    assert set(configs(tmp_path / "out")) == models(toy_bundle)
     assert all(config.name == name for name, config in configs(tmp_path / "out").items())
 
 
@@ -46,12 +58,13 @@ def test_nothing_but_models_and_the_manifest_lies_in_the_root(
 ) -> None:
     render(toy_bundle, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {s.name for s in toy_bundle.contract.steps} | set(ENSEMBLES) | {"bundle.json"}
+    assert names == models(toy_bundle) | {"bundle.json"}
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_step_configs_follow_the_contract(toy_bundle: Bundle, tmp_path: Path, flavour: str) -> None:
-    written = render(toy_bundle, tmp_path / "out", Deployment(flavour, 2, {"decode": 3}))
+    three = {"decode": StepDeployment(instances=3)}
+    written = render(toy_bundle, tmp_path / "out", Deployment(flavour, 2, steps=three))
     contract = toy_bundle.contract
     for step in contract.steps:
         config = configs(tmp_path / "out")[step.name]
@@ -61,8 +74,9 @@ def test_step_configs_follow_the_contract(toy_bundle: Bundle, tmp_path: Path, fl
         assert [t.name for t in config.output] == list(step.outputs)
         for tensor in (*config.input[: len(step.inputs)], *config.output):
             spec = contract.tensors[tensor.name]
+            shape = spec.shape[1:] if config.max_batch_size else spec.shape
             assert model_config_pb2.DataType.Name(tensor.data_type) == WIRE_TYPES[spec.dtype]
-            assert list(tensor.dims) == [-1 if isinstance(d, str) else d for d in spec.shape]
+            assert list(tensor.dims) == [-1 if isinstance(d, str) else d for d in shape or (1,)]
         assert config.backend == ("python" if step.kind == "python" else flavour)
         model_py = tmp_path / "out" / step.name / "1" / "model.py"
         assert model_py.exists() == (config.backend == "python") == (model_py in written)
@@ -72,47 +86,179 @@ def test_step_configs_follow_the_contract(toy_bundle: Bundle, tmp_path: Path, fl
         assert config.parameters[threads].string_value == "2"
 
 
-def test_zero_batch_size_is_written_out(toy_bundle: Bundle, tmp_path: Path) -> None:
+def test_the_batch_size_is_always_written_out(toy_bundle: Bundle, tmp_path: Path) -> None:
     """protobuf leaves zeros out, and Triton would then guess."""
     for path in render(toy_bundle, tmp_path / "out"):
-        assert path.suffix != ".pbtxt" or "\nmax_batch_size: 0\n" in path.read_text()
+        assert path.suffix != ".pbtxt" or path.read_text().count("\nmax_batch_size: ") == 1
 
 
-@pytest.mark.parametrize("name", ENSEMBLES)
+def test_steps_have_their_own_choices(toy_bundle: Bundle, tmp_path: Path) -> None:
+    queue = QueuePolicy(max_size=9, timeout_ms=50, priorities=2)
+    steps = {
+        "face_encoder": StepDeployment("python", 2, "gpu", max_batch_size=4, queue=queue),
+        "audio_encoder": StepDeployment(kind="gpu", gpus=(1,), response_cache=True),
+    }
+    render(toy_bundle, tmp_path / "out", Deployment(steps=steps))
+    found = configs(tmp_path / "out")
+    face, audio, text = (found[f"{name}_encoder"] for name in ("face", "audio", "text"))
+    assert (face.backend, audio.backend) == ("python", "onnxruntime")
+    assert (face.max_batch_size, audio.max_batch_size) == (4, 16)
+    assert face.dynamic_batching.priority_levels == 2
+    assert face.dynamic_batching.default_queue_policy.max_queue_size == 9
+    assert not text.dynamic_batching.priority_levels
+    group = model_config_pb2.ModelInstanceGroup
+    assert [face.instance_group[0].kind, text.instance_group[0].kind] == [
+        group.KIND_CPU,  # a stub runs onnxruntime on the CPU
+        group.KIND_AUTO,
+    ]
+    assert (audio.instance_group[0].kind, list(audio.instance_group[0].gpus)) == (
+        group.KIND_GPU,
+        [1],
+    )
+    assert audio.response_cache.enable
+    assert not text.response_cache.enable
+
+
+def plan(bundle: Bundle, step: str, capability: str) -> None:
+    """Files such as merkit-export tensorrt leaves beside a model."""
+    folder = bundle.root / step / "1"
+    stem = f"model.sm_{capability.replace('.', '')}"
+    (folder / f"{stem}.plan").write_bytes(b"plan")
+    shape = {"face_grid": [[1, 3, 128, 128], [8, 3, 128, 128], [16, 3, 128, 128]]}
+    plain = Sidecar(
+        step=step,
+        step_digest=bundle.manifest["step_digests"][step],
+        onnx_sha256="",
+        tensorrt="11.0",
+        compute_capability=capability,
+        platform="linux-x86_64",
+        driver="13.0",
+        hardware="none",
+        flags=(),
+        profiles=(shape,),
+        settings={},
+        plan_sha256="",
+        plan_bytes=4,
+        seconds=0,
+    ).to_json()
+    (folder / f"{stem}.json").write_text(json.dumps(plain))
+
+
+def test_tensorrt_serves_the_plans_that_are_there(own_bundle: Bundle, tmp_path: Path) -> None:
+    tensorrt = Deployment(steps={"face_encoder": StepDeployment("tensorrt", kind="gpu")})
+    with pytest.raises(InvalidInputError, match="has no TensorRT plan"):
+        render(own_bundle, tmp_path / "out", tensorrt)
+    assert not (tmp_path / "out").exists()
+    for capability in ("8.6", "9.0"):
+        plan(own_bundle, "face_encoder", capability)
+    render(own_bundle, tmp_path / "out", tensorrt)
+    config = configs(tmp_path / "out")["face_encoder"]
+    assert config.backend == "tensorrt"
+    files = {"8.6": "model.sm_86.plan", "9.0": "model.sm_90.plan"}
+    assert dict(config.cc_model_filenames) == files
+    assert list(config.instance_group[0].profile) == ["0"]
+    for name in files.values():
+        assert (tmp_path / "out" / "face_encoder" / "1" / name).read_bytes() == b"plan"
+    assert configs(tmp_path / "out")["fusion"].backend == "onnxruntime"
+
+
+def walk(config: model_config_pb2.ModelConfig, entry: EntryPoint) -> list[str]:
+    """The models of an ensemble; each tensor is made once, and before it is read."""
+    known = set(entry.inputs)
+    for step in config.ensemble_scheduling.step:
+        assert set(step.input_map.values()) <= known
+        assert not set(step.output_map.values()) & known
+        known |= set(step.output_map.values())
+    assert set(entry.outputs) <= known
+    return [step.model_name for step in config.ensemble_scheduling.step]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
 def test_ensembles_are_cuts(toy_bundle: Bundle, tmp_path: Path, name: str) -> None:
     render(toy_bundle, tmp_path / "out")
-    inputs, outputs = ENSEMBLES[name]
+    entry, contract = ENTRIES[name], toy_bundle.contract
     config = configs(tmp_path / "out")[name]
-    steps = config.ensemble_scheduling.step
-    assert {s.model_name for s in steps} == {
-        s.name for s in cut(toy_bundle.contract.steps, inputs, outputs)
-    }
-    assert [t.name for t in config.input] == list(inputs)
-    assert [t.name for t in config.output] == list(outputs)
-    known = set(inputs)
-    for step in steps:  # in an order in which they can run, each tensor under its one name
-        wanted = toy_bundle.contract.step(step.model_name).inputs
+    assert [t.name for t in config.input] == list(entry.inputs)
+    assert [t.name for t in config.output] == list(entry.outputs)
+    found = prune(contract, entry)
+    constants = [CONSTANTS] * bool(found.constants)
+    assert sorted(walk(config, entry)) == sorted(constants + [s.name for s in found.steps])
+    for step in config.ensemble_scheduling.step:  # each tensor under its one name
         tensors = dict(step.input_map)
-        assert tensors.pop(AFTER, None) in {None, *known} - set(inputs)
-        assert tensors == {name: name for name in wanted}
-        assert set(tensors) <= known
-        known |= set(step.output_map)
-    assert set(outputs) <= known
+        if step.model_name == CONSTANTS:
+            assert set(step.output_map) == set(found.constants)
+            assert contract.tensors[tensors[BATCH]].shape == ("batch", 1)
+        else:
+            tensors.pop(AFTER, None)
+            assert tensors == {n: n for n in contract.step(step.model_name).inputs}
+        assert all(key == value for key, value in step.output_map.items())
     assert (tmp_path / "out" / name / "1" / ".gitkeep").read_bytes() == b""
 
 
-@pytest.mark.parametrize("name", ENSEMBLES)
+@pytest.mark.parametrize("name", [*ENTRIES, "merkit_view_a", "merkit_view_t", "merkit_view_v"])
 def test_no_two_steps_can_start_at_once(toy_bundle: Bundle, tmp_path: Path, name: str) -> None:
     """Triton deadlocks when the first of two fails before the second is scheduled."""
-    render(toy_bundle, tmp_path / "out")
-    given = set(ENSEMBLES[name][0])
-    steps = configs(tmp_path / "out")[name].ensemble_scheduling.step
+    render(toy_bundle, tmp_path / "out", Deployment(views=True))
+    config = configs(tmp_path / "out")[name]
+    given = {tensor.name for tensor in config.input}
+    steps = config.ensemble_scheduling.step
     assert len([s for s in steps if set(s.input_map.values()) <= given]) == 1
+
+
+def test_a_subset_runs_the_encoders_of_its_modalities_alone(
+    toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    render(toy_bundle, tmp_path / "out", Deployment(views=True))
+    encoders = {
+        name: {s.model_name[0] for s in config.ensemble_scheduling.step if "enc" in s.model_name}
+        for name, config in configs(tmp_path / "out").items()
+    }
+    wanted = {"a": "aj", "t": "tj", "v": "f", "at": "atj", "av": "ajf", "tv": "tjf", "atv": "ajtf"}
+    for letters, own in wanted.items():
+        assert encoders[f"merkit_{letters}"] == set(own)
+    assert encoders["merkit"] == set("ajtf")
+    assert encoders["merkit_features"] == set()
+    assert encoders["merkit_edge"] == set("ajt")
+    assert [encoders[f"merkit_view_{letter}"] for letter in "atv"] == [{"a"}, {"t"}, {"f"}]
+
+
+def test_views_and_ensembles_on_request(toy_bundle: Bundle, tmp_path: Path) -> None:
+    mine = {"my_faces": CustomCut(("face_grid",), ("face_features",))}
+    render(toy_bundle, tmp_path / "out", Deployment(views=True, ensembles=mine))
+    found = configs(tmp_path / "out")
+    assert [s.model_name for s in found["my_faces"].ensemble_scheduling.step] == ["face_encoder"]
+    assert [t.name for t in found["merkit_view_t"].input] == ["text"]
+    assert [t.name for t in found["merkit_view_t"].output] == ["text_features", "presence"]
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs", "found"),
+    [
+        ("decode", ("clip",), ("waveform",), "is called 'decode'"),
+        ("merkit", ("clip",), ("waveform",), "is called 'merkit'"),
+        ("../x", ("clip",), ("waveform",), "is called '../x'"),
+        ("mine", ("clips",), ("waveform",), r"\['clips'\]"),
+        ("mine", ("text",), ("waveform",), "'clip' is neither given"),
+        ("mine", ("face_grid",), ("face_features", "face_features_large"), "at once"),
+    ],
+)
+def test_an_ensemble_that_cannot_be_is_refused(
+    toy_bundle: Bundle,
+    tmp_path: Path,
+    name: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    found: str,
+) -> None:
+    with pytest.raises(InvalidInputError, match=found):
+        custom = {name: CustomCut(inputs, outputs)}
+        render(toy_bundle, tmp_path / "out", Deployment(ensembles=custom))
+    assert not (tmp_path / "out").exists()
 
 
 def test_ensembles_carry_the_whole_contract(toy_bundle: Bundle, tmp_path: Path) -> None:
     render(toy_bundle, tmp_path / "out")
-    for name in ENSEMBLES:
+    for name in ENTRIES:
         parameters = configs(tmp_path / "out")[name].parameters
         found = Contract.from_json(json.loads(parameters["contract"].string_value))
         assert found == toy_bundle.contract
@@ -135,6 +281,15 @@ def test_in_place_it_replaces_another_flavour_and_leaves_content_alone(own_bundl
     render(own_bundle, own_bundle.root, Deployment("onnxruntime"))
     assert tree(own_bundle.root) == fresh
     assert before.items() <= fresh.items()
+    assert open_bundle(own_bundle.root).manifest == own_bundle.manifest
+
+
+def test_in_place_it_removes_models_that_are_no_longer_rendered(own_bundle: Bundle) -> None:
+    mine = {"my_faces": CustomCut(("face_grid",), ("face_features",))}
+    render(own_bundle, own_bundle.root, Deployment(ensembles=mine))
+    assert (own_bundle.root / "my_faces").is_dir()
+    render(own_bundle, own_bundle.root)
+    assert not (own_bundle.root / "my_faces").exists()
     assert open_bundle(own_bundle.root).manifest == own_bundle.manifest
 
 
@@ -171,8 +326,8 @@ def test_a_folder_with_something_else_in_it_is_refused(toy_bundle: Bundle, tmp_p
     [
         Deployment("tensorflow"),  # type: ignore[arg-type]
         Deployment(threads=-1),
-        Deployment(instances={"decoder": 2}),
-        Deployment(instances={"decode": 0}),
+        Deployment(steps={"decoder": StepDeployment(instances=2)}),
+        Deployment(steps={"decode": StepDeployment(instances=0)}),
     ],
 )
 def test_a_wrong_deployment_is_refused_before_anything_is_written(

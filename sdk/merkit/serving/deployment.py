@@ -110,6 +110,10 @@ class Deployment:
         return replace(own, **missing)
 
 
+DEFAULT = Deployment()
+"""A host that makes no choices."""
+
+
 def read_deployment(path: Path) -> Deployment:
     """Reads a `host.toml`: the fields of `Deployment`, with tables `queue`, `steps.NAME` and
     `ensembles.NAME`. Paths in it are relative to its folder.

@@ -1,7 +1,7 @@
-"""Renders a bundle's deployment files, so that no config.pbtxt is ever written by hand.
+"""Renders bundles' deployment files, so that no config.pbtxt is ever written by hand.
 
 Hand-written configs drift from the pipeline they serve. Here each one follows from the
-contract's steps, and each ensemble from a cut through them (`merkit.pipeline.cut`). Rendered
+contract's steps, and each ensemble from a cut through them (`merkit.pipeline.prune`). Rendered
 files differ per host; they are neither hashed nor signed (design 2), and equal input gives
 equal bytes.
 """
@@ -9,221 +9,239 @@ equal bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from merkit.bundle import MANIFEST, SIGNATURES, Bundle
-from merkit.contract import Contract, StepSpec, TensorSpec, canonical
-from merkit.errors import InvalidInputError, MissingExtraError
-from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, OUTCOME, cut
+from merkit.bundle import DEPLOYMENT_NAMES, MANIFEST, SIGNATURES, Bundle
+from merkit.contract import MODALITIES, StepSpec, canonical
+from merkit.errors import InvalidInputError
+from merkit.pipeline import absent_tensors
+from merkit.plans import plans_of, triton_fields
+from merkit.serving.batching import batch_fields, wire
+from merkit.serving.config import (
+    CONSTANTS,
+    HEAD,
+    Names,
+    config_text,
+    plain_names,
+    versioned_names,
+)
+from merkit.serving.constants import BATCH
+from merkit.serving.deployment import DEFAULT, FLAVOURS, Deployment, Flavour, check_choices
+from merkit.serving.ensembles import AFTER, COLUMN, ensemble_config, rendered_entries
+from merkit.serving.lazy_model import NAME as LAZY
+from merkit.serving.lazy_model import lazy_config
 
-Flavour = Literal["onnxruntime", "python"]
-FLAVOURS: tuple[Flavour, ...] = ("onnxruntime", "python")
-ENSEMBLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "merkit": (BYTES_IN, OUTCOME + DETAIL),
-    "merkit_decoded": (DECODED_IN, OUTCOME),
-}
-"""Entry points: what comes in and what is wanted out, by the ensemble's name."""
+__all__ = ["AFTER", "FLAVOURS", "Deployment", "Flavour", "backend", "render", "step_config"]
 
-WIRE_TYPES = {
-    "uint8": "TYPE_UINT8",
-    "int64": "TYPE_INT64",
-    "float32": "TYPE_FP32",
-    "bool": "TYPE_BOOL",
-    "string": "TYPE_STRING",
-}
-AFTER = "after"
-"""An optional input of Python steps that orders them and carries nothing else.
+MODEL_PY = '''"""Rendered by merkit: Triton's entry into a model, whose code lies in the package."""
 
-Triton (24.10, seen in the debugger) deadlocks when two steps of an ensemble can start at once and
-the first fails before the second is scheduled: the front end holds its request's lock and waits
-for the ensemble's, the failing step the other way round, and the model never answers again. Bad
-clips fail fast, so each ensemble starts with one step, and the others wait for it.
-"""
-
-MODEL_PY = '''"""Rendered by merkit: Triton's entry into a step, whose code lies in the package."""
-
-from merkit.serving.runner import StepModel as TritonPythonModel
+from merkit.serving.{module} import {name} as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
+MANIFEST_OF = "bundle-{}.json"
+"""The manifest's name beside those of other bundles."""
+KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """How one host runs a bundle."""
-
-    flavour: Flavour = "onnxruntime"
-    """What executes ONNX steps: Triton's ONNX Runtime backend, or its Python backend."""
-    threads: int = 0
-    """Intra-op threads of each ONNX session; 0 lets ONNX Runtime take every core."""
-    instances: Mapping[str, int] = field(default_factory=dict)
-    """Copies of a step that run side by side; 1 where a step is not named."""
-
-
-def render(bundle: Bundle, out: Path, deployment: Deployment = Deployment()) -> list[Path]:
+def render(
+    bundle: Bundle,
+    out: Path,
+    deployment: Deployment = DEFAULT,
+    *,
+    versioned: bool = False,
+    copy: bool = False,
+) -> list[Path]:
     """Writes what Triton needs to serve `bundle` from the folder `out`, and returns those files.
 
     Args:
         bundle: an opened bundle.
         out: the bundle's own folder, or a new or empty one, which then becomes a repository
-            that links to the bundle's content.
+            that links to the bundle's content. Versioned, a repository that was rendered so
+            before takes the bundle in beside those that it has.
         deployment: this host's choices.
+        versioned: name models after what they hold, so that bundles can share a repository.
+        copy: copy the content instead of linking to it, for a repository that is to travel.
 
     Raises:
         InvalidInputError: `out` holds something else, or the deployment names what is not there.
         MissingExtraError: tritonclient, which holds the config's schema, is not installed.
     """
     _check(bundle, deployment)
-    in_place = out.resolve() == bundle.root.resolve()
-    if not in_place:
-        _link_content(bundle, out)
-    written = []
-    for step in bundle.contract.steps:
-        folder = out / step.name
-        written.append(_write(folder / "config.pbtxt", step_config(bundle, step, deployment)))
-        model = folder / "1" / "model.py"
-        if backend(step, deployment) == "python":
-            written.append(_write(model, MODEL_PY))
-        else:
-            model.unlink(missing_ok=True)  # what another flavour left behind
-    for name in ENSEMBLES:
-        written.append(_write(out / name / "config.pbtxt", ensemble_config(bundle, name)))
-        written.append(_write(out / name / "1" / ".gitkeep", ""))  # git drops empty folders
-    return written
+    names = versioned_names(bundle) if versioned else plain_names(bundle.contract)
+    files = _files(bundle, deployment, names)  # all text first: what fails here writes nothing
+    if versioned or out.resolve() != bundle.root.resolve():
+        _check_folder(bundle, out, versioned)
+        _place_content(bundle, out, names, deployment, copy)
+    for name, text in files.items():
+        _write(out / name, text)
+    _remove_stale(out, files, keep_models=versioned)
+    return [out / name for name in files]
 
 
 def backend(step: StepSpec, deployment: Deployment) -> str:
     """The name of Triton's backend that runs `step`."""
-    return "python" if step.kind == "python" else deployment.flavour
+    return "python" if step.kind == "python" else str(deployment.of(step.name).flavour)
 
 
-def step_config(bundle: Bundle, step: StepSpec, deployment: Deployment) -> str:
+def _files(bundle: Bundle, deployment: Deployment, names: Names) -> dict[str, str]:
+    """What is rendered, by its name below the repository."""
+    files = {}
+    for step in bundle.contract.steps:
+        folder = names.models[step.name]
+        files[f"{folder}/config.pbtxt"] = step_config(bundle, step, deployment, names)
+        if backend(step, deployment) == "python":
+            files[f"{folder}/1/model.py"] = MODEL_PY.format(module="runner", name="StepModel")
+    folder = names.models[CONSTANTS]
+    files[f"{folder}/config.pbtxt"] = constants_config(bundle, names)
+    files[f"{folder}/1/model.py"] = MODEL_PY.format(module="constants", name="ConstantsModel")
+    folder = names.entry(LAZY)
+    files[f"{folder}/config.pbtxt"] = lazy_config(bundle, names)
+    files[f"{folder}/1/model.py"] = MODEL_PY.format(module="lazy_model", name="LazyModel")
+    for entry in rendered_entries(bundle.contract, deployment).values():
+        folder = names.entry(entry.name)
+        files[f"{folder}/config.pbtxt"] = ensemble_config(bundle, entry, names)
+        files[f"{folder}/1/.gitkeep"] = ""  # Triton wants the folder, and git drops empty ones
+    return files
+
+
+def step_config(
+    bundle: Bundle, step: StepSpec, deployment: Deployment, names: Names | None = None
+) -> str:
     """The config.pbtxt of one step."""
-    contract = bundle.contract
+    contract, choice = bundle.contract, deployment.of(step.name)
+    name = (names or plain_names(contract)).models[step.name]
     parameters = {"contract_id": contract.contract_id, "step": step.name}
-    config: dict[str, Any] = {"name": step.name, "backend": backend(step, deployment)}
-    group: dict[str, Any] = {"count": deployment.instances.get(step.name, 1)}
+    config: dict[str, Any] = {"name": name, "backend": backend(step, deployment)}
+    config |= batch_fields(contract, step, choice, config["backend"])
+    group: dict[str, Any] = {"count": choice.instances, "kind": KINDS[choice.kind]}
+    if choice.gpus:
+        group["gpus"] = list(choice.gpus)
     if config["backend"] == "python":
         parameters["contract"] = canonical(contract.to_json()).decode("ascii")
         parameters["threads"] = str(deployment.threads)
-        group["kind"] = "KIND_CPU"
+        group["kind"] = KINDS["cpu"]
+    elif config["backend"] == "tensorrt":
+        plans = triton_fields(bundle.root, step.name)
+        group["profile"] = plans.pop("profiles")
+        config |= plans
     else:
         config["default_model_filename"] = "model.onnx"
         parameters["intra_op_thread_count"] = str(deployment.threads)
     config["instance_group"] = [group]
-    order = [{"name": AFTER, "data_type": "TYPE_INT64", "dims": [-1, 1], "optional": True}]
-    config["input"] = _wire(contract.tensors, step.inputs) + order * (step.kind == "python")
-    config["output"] = _wire(contract.tensors, step.outputs)
-    return _text(config, parameters)
+    if choice.response_cache:
+        config["response_cache"] = {"enable": True}
+    if step.kind == "python":
+        order = {"name": AFTER, "data_type": "TYPE_INT64", "dims": [-1, 1], "optional": True}
+        config["input"] = [*config["input"], order]
+    return config_text(config, parameters)
 
 
-def ensemble_config(bundle: Bundle, name: str) -> str:
-    """The config.pbtxt of an entry point: the steps of its cut, joined by tensor names."""
+def constants_config(bundle: Bundle, names: Names) -> str:
+    """The config.pbtxt of the model that stands for absent modalities."""
     contract = bundle.contract
-    inputs, outputs = ENSEMBLES[name]
-    steps = cut(contract.steps, inputs, outputs)
-    used = {tensor for step in steps for tensor in step.inputs} | set(outputs)
-    scheduling: list[dict[str, Any]] = [
-        {
-            "model_name": step.name,
-            "model_version": -1,
-            "input_map": {tensor: tensor for tensor in step.inputs},
-            "output_map": {tensor: tensor for tensor in step.outputs if tensor in used},
-        }
-        for step in steps
-    ]
-    first, *others = [step for step in steps if set(step.inputs) <= set(inputs)]
-    for step in others:
-        scheduling[steps.index(step)]["input_map"] |= {AFTER: _column(contract, first, used)}
-    parameters = {
-        "contract_id": contract.contract_id,
-        "bundle_id": bundle.bundle_id,
-        "name": str(bundle.manifest.get("name", bundle.root.name)),
-        "notice": str(bundle.manifest.get("notice", "")),
-        "contract": canonical(contract.to_json()).decode("ascii"),
-        **({"confident_from": least} if (least := bundle.confident_from) else {}),
-    }
+    parameters = {"contract": canonical(contract.to_json()).decode("ascii")}
+    made = sorted(constant_tensors(bundle))
     config = {
-        "name": name,
-        "platform": "ensemble",
-        "ensemble_scheduling": {"step": scheduling},
-        "input": _wire(contract.tensors, inputs),
-        "output": _wire(contract.tensors, outputs),
+        "name": names.models[CONSTANTS],
+        "backend": "python",
+        "instance_group": [{"count": 1, "kind": KINDS["cpu"]}],
+        "input": wire({BATCH: COLUMN}, [BATCH]),
+        "output": wire(contract.tensors, made),
     }
-    return _text(config, parameters)
+    return config_text(config, parameters | {"contract_id": contract.contract_id})
 
 
-def _column(contract: Contract, step: StepSpec, used: Collection[str]) -> str:
-    """A small tensor that `step` makes and others read: int64 [batch, 1]."""
-    column = TensorSpec("int64", ("batch", 1))
-    return next(t for t in step.outputs if t in used and contract.tensors[t] == column)
-
-
-def _wire(tensors: Mapping[str, TensorSpec], names: Sequence[str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "data_type": WIRE_TYPES[tensors[name].dtype],
-            "dims": [-1 if isinstance(d, str) else d for d in tensors[name].shape],
-        }
-        for name in names
-    ]
-
-
-def _text(config: dict[str, Any], parameters: Mapping[str, str]) -> str:
-    try:
-        from google.protobuf import json_format, text_format
-        from tritonclient.grpc import model_config_pb2
-    except ImportError:
-        raise MissingExtraError.of("tritonclient", "triton") from None
-
-    config["parameters"] = {key: {"string_value": value} for key, value in parameters.items()}
-    message = json_format.ParseDict(config, model_config_pb2.ModelConfig())
-    head = "# Rendered by merkit: a change here is lost at the next rendering.\nmax_batch_size: 0\n"
-    text: str = text_format.MessageToString(message)
-    return head + text  # protobuf leaves zeros out, and Triton reads absence as "guess"
+def constant_tensors(bundle: Bundle) -> set[str]:
+    """All tensors that some cut may need a constant for."""
+    return absent_tensors(bundle.contract, MODALITIES)
 
 
 def _check(bundle: Bundle, deployment: Deployment) -> None:
-    if deployment.flavour not in FLAVOURS:
-        raise InvalidInputError(
-            f"the flavour is {deployment.flavour!r}", f"one of {FLAVOURS}", "choose one of these"
-        )
+    check_choices(deployment)
     steps = [step.name for step in bundle.contract.steps]
-    wrong = {k: n for k, n in deployment.instances.items() if k not in steps or n < 1}
-    if wrong or deployment.threads < 0:
+    if wrong := sorted(set(deployment.steps) - set(steps)):
         raise InvalidInputError(
-            f"instances {wrong}" if wrong else f"threads {deployment.threads}",
-            f"at least one instance of any of {steps}" if wrong else "0 (every core) or more",
+            f"the deployment has choices for the step {wrong[0]!r}",
+            f"any of {', '.join(steps)}",
             "correct the deployment",
         )
 
 
-def _link_content(bundle: Bundle, out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+def _check_folder(bundle: Bundle, out: Path, versioned: bool) -> None:
+    """Refuses a folder whose content is not rendered: anything else stops Triton."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    mine = versioned and out.is_dir() and any(out.glob(MANIFEST_OF.format("*")))
+    if not mine:
         raise InvalidInputError(
             f"{out} exists and is not an empty folder",
-            f"the bundle's own folder {bundle.root}, or a new or empty one",
+            "a new or empty one, or one that was rendered with versions before"
+            if versioned
+            else f"the bundle's own folder {bundle.root}, or a new or empty one",
             "choose another folder: anything else in a repository stops Triton",
         )
+
+
+def _place_content(
+    bundle: Bundle, out: Path, names: Names, deployment: Deployment, copy: bool
+) -> None:
+    """Links (or copies) manifest, signatures and the steps' files to where their models lie."""
     out.mkdir(parents=True, exist_ok=True)
     signed = [SIGNATURES] if (bundle.root / SIGNATURES).is_file() else []
-    for name in (MANIFEST, *signed, *sorted(bundle.manifest["content"])):
-        target = out / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source = (bundle.root / name).resolve()
-        try:
-            target.symlink_to(source)
-        except OSError:
-            shutil.copy2(source, target)
+    for name in (MANIFEST, *signed):
+        stem, _, suffix = name.partition(".")
+        _place(bundle.root / name, out / f"{stem}{names.suffix}.{suffix}", copy)
+    for name in (*sorted(bundle.manifest["content"]), *_plans(bundle, deployment)):
+        step, _, rest = name.partition("/")
+        _place(bundle.root / name, out / names.models.get(step, step) / rest, copy)
 
 
-def _write(path: Path, text: str) -> Path:
+def _plans(bundle: Bundle, deployment: Deployment) -> Iterable[str]:
+    for step in bundle.contract.steps:
+        if backend(step, deployment) == "tensorrt":
+            for capability in plans_of(bundle.root, step.name):
+                stem = f"{step.name}/1/model.sm_{capability.replace('.', '')}"
+                yield from (f"{stem}.plan", f"{stem}.json")
+
+
+def _place(source: Path, target: Path, copy: bool) -> None:
+    """A link to the file, or a copy where links fail; whatever lay there is replaced at once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        if copy:
+            raise OSError("asked for a copy")
+        temporary.symlink_to(source.resolve())
+    except OSError:
+        shutil.copy2(source, temporary)
+    temporary.replace(target)
+
+
+def _remove_stale(out: Path, files: Iterable[str], keep_models: bool) -> None:
+    """Removes what an earlier rendering left and this one does not make: another flavour's
+    model.py, and models that are no longer rendered."""
+    made = set(files)
+    for config in out.glob("*/config.pbtxt"):
+        folder = config.parent
+        if f"{folder.name}/config.pbtxt" in made:
+            if f"{folder.name}/1/model.py" not in made:
+                (folder / "1" / "model.py").unlink(missing_ok=True)
+        elif not keep_models and _only_rendered(folder):
+            shutil.rmtree(folder)
+
+
+def _only_rendered(folder: Path) -> bool:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    rendered = all(path.name in DEPLOYMENT_NAMES or path.suffix == ".pyc" for path in files)
+    return rendered and (folder / "config.pbtxt").read_text("utf-8").startswith(HEAD)
+
+
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, "utf-8")
     temporary.replace(path)
-    return path

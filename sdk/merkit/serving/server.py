@@ -18,13 +18,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
 
 from merkit.admission import admit
 from merkit.bundle import Bundle, open_bundle
 from merkit.errors import InferenceError, InvalidInputError, MerkitError, ServerUnavailableError
-from merkit.serving.render import Deployment, render
+from merkit.serving.deployment import DEFAULT, Deployment, StepDeployment
+from merkit.serving.render import render
 from merkit.serving.scratch import ScratchFolder
 from merkit.serving.tritonserver import Installation, assemble, find_installation
 
@@ -56,6 +57,8 @@ class ServeOptions:
     """Intra-op threads of each ONNX session; 0 means one for each core."""
     decoders: int = 1
     """Copies of the steps that decode clips and find faces."""
+    deployment: Deployment = DEFAULT
+    """This host's choices; a server without ONNX Runtime's backend runs its steps in Python."""
     start_seconds: float = 120.0
     """How long the server may take until it is ready."""
     verbose: int = 0
@@ -154,11 +157,7 @@ class Server:
 
     def _prepare(self, ports: Sequence[int]) -> tuple[list[str], dict[str, str]]:
         options, installation = self.options, self.installation
-        deployment = Deployment(
-            installation.flavour,
-            options.threads or len(os.sched_getaffinity(0)),
-            {"decode": options.decoders, "faces": options.decoders},
-        )
+        deployment = self._deployment()
         repository = self.folder / "models"
         render(self.bundle, repository, deployment)
         support = self.folder / "support"
@@ -176,6 +175,20 @@ class Server:
         for service, port in zip(("grpc", "http", "metrics"), ports, strict=True):
             command += [f"--{service}-address={options.host}", f"--{service}-port={port}"]
         return command, environment
+
+    def _deployment(self) -> Deployment:
+        """The choices asked for, but nothing that the server at hand cannot run."""
+        options, chosen = self.options, self.options.deployment
+        steps = dict(chosen.steps)
+        for name in ("decode", "faces"):
+            if options.decoders > 1:
+                own = steps.get(name, StepDeployment())
+                steps[name] = replace(own, instances=options.decoders)
+        if self.installation.flavour == "python":
+            steps = {name: replace(own, flavour=None) for name, own in steps.items()}
+            chosen = replace(chosen, flavour="python")
+        threads = options.threads or chosen.threads or len(os.sched_getaffinity(0))
+        return replace(chosen, threads=threads, steps=steps)
 
     def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Starts the process from a thread that outlives it.

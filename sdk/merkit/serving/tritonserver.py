@@ -17,7 +17,7 @@ from pathlib import Path
 
 from merkit.errors import ServerUnavailableError
 from merkit.ort import TELEMETRY_SWITCH
-from merkit.serving.render import Flavour
+from merkit.serving.deployment import Flavour
 
 SERVER_VARIABLE = "MERKIT_TRITONSERVER"
 ENVIRONMENT_VARIABLE = "MERKIT_TRITON_ENV"

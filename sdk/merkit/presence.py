@@ -1,0 +1,56 @@
+"""What of a clip is there, and what stands for the rest.
+
+An encoder whose modality a clip lacks need not run, but a server cannot skip a step of an ensemble.
+So whoever sends a decoded clip looks at what it holds and picks the entry point that was cut for
+just that; and where a cut left something out, these are the constants that were folded in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merkit.backends.base import DTYPES
+from merkit.contract import Contract, Preprocessing, TensorSpec
+
+Arrays = Mapping[str, NDArray[Any]]
+
+MARGIN = 0.99
+"""Of the power of silence: rounding must not make absent here what is present in the graph."""
+
+
+def held(tensors: Arrays, p: Preprocessing) -> tuple[str, ...]:
+    """The modalities that any clip of a batch of `pipeline.DECODED_IN` may hold.
+
+    `presence` itself is decided by the pipeline's graph. This is never less than that: what is
+    not named here is absent there.
+    """
+    lengths = tensors["waveform_length"].astype(np.int64)
+    waves = tensors["waveform"]
+    inside = np.arange(waves.shape[1]) < lengths
+    power = np.square(waves, where=inside, out=np.zeros_like(waves)).sum(1, dtype=np.float64)
+    mean = power / np.maximum(lengths[:, 0], 1)
+    long_enough = lengths[:, 0] >= round(p.min_audio_seconds * p.sample_rate)
+    there = {
+        "audio": bool((long_enough & (mean >= MARGIN * 10 ** (p.silence_dbfs / 10))).any()),
+        "text": any(text.strip() for text in tensors["text"].flat),
+        "video": bool((tensors["face_count"] > 0).any()),
+    }
+    return tuple(modality for modality, here in there.items() if here)
+
+
+def absent(contract: Contract, name: str, batch: int) -> NDArray[Any]:
+    """The tensor `name` of clips that have nothing of it: zeros, and of no length where lengths
+    vary; of strings, empty ones."""
+    return empty(contract.tensors[name], batch)
+
+
+def empty(spec: TensorSpec, batch: int) -> NDArray[Any]:
+    """As `absent`, of a tensor's description."""
+    shape = (batch, *(0 if isinstance(size, str) else size for size in spec.shape[1:]))
+    if spec.dtype == "string":
+        return np.full(shape, "", dtype=np.object_)
+    return np.zeros(shape, DTYPES[spec.dtype])
