@@ -272,6 +272,7 @@ def connect(
     fallback: PathLike | None = None,
     security: Security | None = None,
     observe: Observer | None = None,
+    lazy: bool = False,
 ) -> Client:
     """Connects to a Triton server that serves a bundle.
 
@@ -286,6 +287,7 @@ def connect(
         fallback: a bundle of the same contract that answers, embedded, when the server does not.
         security: whom to trust, and what proves who this client is.
         observe: called after each request to the server, `CallCounters()` for one.
+        lazy: have the server ask no branch whose vote cannot change the label; see `load`.
 
     Raises:
         ServerUnavailableError: nothing answers at the address.
@@ -298,13 +300,15 @@ def connect(
     from merkit.backends.triton import TritonBackend
 
     def served(contract_id: str | None) -> Backend:
-        opened = TritonBackend(url, deadline=deadline, contract_id=contract_id, security=security)
+        opened = TritonBackend(
+            url, deadline=deadline, contract_id=contract_id, security=security, lazy=lazy
+        )
         return ObservedBackend(opened, observe) if observe else opened
 
     if fallback is None:
         backend = served(contract_id)
         return _or_close(backend, decode=decode, detector=detector, limits=limits)
-    spare = load(fallback, detector=detector, limits=limits)
+    spare = load(fallback, lazy=lazy, detector=detector, limits=limits)
     expected = spare.backend.contract
     try:
         if contract_id is not None:

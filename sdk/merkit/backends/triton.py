@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 ENTRIES = {frozenset(BYTES_IN): "merkit", frozenset(DECODED_IN): "merkit_decoded"}
 """The ensemble for each set of entry tensors."""
+LAZY = "merkit_lazy"
+"""The model that takes either set and asks as few branches as it can."""
 
 MAX_DEADLINE = 24 * 3600  # gRPC takes a deadline too large for its clock for one that has passed
 RETRIES = 4  # attempts after the first, while the deadline allows
@@ -71,6 +73,8 @@ class TritonBackend:
         breaker: stops calls to a server that does not answer; default: after five in a row.
         security: certificates and a token; default: none, and public authorities for `grpcs`.
 
+        lazy: have only the branches asked that can still change the label; see `backends.lazy`.
+
     Raises:
         InvalidInputError: a url of another scheme or without a port, or a deadline out of range.
         ServerUnavailableError: nothing answers at the address.
@@ -88,6 +92,7 @@ class TritonBackend:
         contract_id: str | None = None,
         breaker: CircuitBreaker | None = None,
         security: Security | None = None,
+        lazy: bool = False,
     ) -> None:
         self._host, self._port, self._encrypted = _address(url)
         self._address = urlsplit(url).netloc
@@ -99,7 +104,7 @@ class TritonBackend:
                 f"seconds, more than 0 and at most {MAX_DEADLINE}",
                 "give the seconds to wait for each answer",
             )
-        self.url, self.deadline = url, deadline
+        self.url, self.deadline, self._lazy = url, deadline, lazy
         self._grpc = _grpc_client()
         self._breaker = breaker or CircuitBreaker()
         self._loop = _Loop()
@@ -139,7 +144,7 @@ class TritonBackend:
                 "give one of these sets",
             )
         check_tensors(self.contract, tensors)
-        inputs = self._inputs(tensors)
+        inputs, model = self._inputs(tensors), LAZY if self._lazy else model
 
         async def call(**options: Any) -> Any:
             return await self._client.infer(model, inputs, **options)
@@ -148,6 +153,16 @@ class TritonBackend:
         if timings is not None:
             timings["request"] = (time.perf_counter() - start) * 1e3
         return outputs
+
+    def batch_statistics(self) -> dict[str, tuple[int, int]]:
+        """How many clips each step has computed since the server started, and in how many runs.
+
+        Raises as `step_statistics`.
+        """
+        return {
+            model.name: (model.inference_count, model.execution_count)
+            for model in self._model_statistics()
+        }
 
     def step_statistics(self) -> dict[str, tuple[int, float]]:
         """What the server has spent on each step since it started, whoever asked.
@@ -159,16 +174,17 @@ class TritonBackend:
         Raises:
             BackendError: as `infer`.
         """
+        return {
+            model.name: (model.execution_count, _compute_milliseconds(model.inference_stats))
+            for model in self._model_statistics()
+        }
 
+    def _model_statistics(self) -> list[Any]:
         async def call(**options: Any) -> Any:
             return await self._client.get_inference_statistics(**options)
 
         names = {step.name for step in self.contract.steps}
-        return {
-            model.name: (model.execution_count, _compute_milliseconds(model.inference_stats))
-            for model in self._guarded(call).model_stats
-            if model.name in names
-        }
+        return [model for model in self._guarded(call).model_stats if model.name in names]
 
     def close(self) -> None:
         """Closes the connection and ends the background thread. Safe to call twice."""
@@ -283,7 +299,8 @@ class TritonBackend:
             if array.dtype == np.object_:
                 text = [value.decode("utf-8") for value in array.flat]
                 array = np.array(text, dtype=np.object_).reshape(array.shape)
-            outputs[tensor.name] = array
+            axes = len(self.contract.tensors[tensor.name].shape)
+            outputs[tensor.name] = array.reshape(array.shape[:axes])  # the wire has no [batch]
         if missing := set(OUTCOME) - set(outputs):
             raise InferenceError(
                 f"the answer of {self.url} lacks {sorted(missing)}",

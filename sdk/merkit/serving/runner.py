@@ -190,9 +190,7 @@ class Graph:
         ends = np.cumsum([size for (size,) in rows])[:-1]  # uneven ones must run alone to fail
         made = self._run([one.inputs for one in asked], wanted)
         split = {name: np.split(value, ends) for name, value in made.items()}
-        return [
-            {name: split[name][i] for name in one.wanted} for i, one in enumerate(asked)
-        ]
+        return [{name: split[name][i] for name in one.wanted} for i, one in enumerate(asked)]
 
     def _run(self, requests: Sequence[Arrays], wanted: Sequence[str]) -> Arrays:
         feed = graph_feed(self._step, requests)

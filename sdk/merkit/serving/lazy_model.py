@@ -1,0 +1,170 @@
+"""Lazy voting on Triton: the model that asks branches only while they can change the label.
+
+An ensemble runs every step; most clips are decided by half of the voters (`merkit.backends.lazy`
+says whom it asks next). This model walks the same pipeline by calling the server's own models, so
+that what concurrent requests ask of an encoder still shares its batches. It answers when a clip is
+decided and holds up no other meanwhile: `execute` only hands requests over to threads, which spend
+their time waiting.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merkit.backends.base import Tensors
+from merkit.backends.lazy import pull_votes, step_costs
+from merkit.backends.walk import Timed, Walk
+from merkit.bundle import Bundle
+from merkit.contract import Contract, StepSpec
+from merkit.errors import InferenceError, InputError, MerkitError
+from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, OUTCOME, cut
+from merkit.serving.batching import wire
+from merkit.serving.config import Names, config_text
+from merkit.serving.ensembles import bundle_parameters
+from merkit.serving.runner import failed, from_bytes, to_bytes
+
+Array = NDArray[Any]
+
+NAME = "merkit_lazy"
+INPUTS = tuple(dict.fromkeys((*BYTES_IN, *DECODED_IN)))
+"""A clip's bytes and words, or what was decoded of it; each is optional."""
+OUTPUTS = OUTCOME + DETAIL
+CLIPS = 64  # that may be under way at once
+STEPS = 2 * CLIPS  # threads for steps beside the clips' own
+
+
+class LazyModel:
+    """Triton's `TritonPythonModel`: the outcome of a clip, by as few branches as decide it."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Reads pipeline, costs and the models' names from the config."""
+        config = json.loads(args["model_config"])
+        parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+        self.contract = Contract.from_json(json.loads(parameters["contract"]), "config.pbtxt")
+        self.costs: dict[str, float] = json.loads(parameters["costs"])
+        self.models: dict[str, str] = json.loads(parameters["models"])
+        self._clips = ThreadPoolExecutor(CLIPS, thread_name_prefix="clip")
+        self._steps = ThreadPoolExecutor(STEPS, thread_name_prefix="step")
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Takes requests on; each is answered when its clip is decided."""
+        for request in requests:
+            self._clips.submit(self._answer, request, request.get_response_sender())
+
+    def finalize(self) -> None:
+        """Waits for what is under way."""
+        self._clips.shutdown(wait=True)
+        self._steps.shutdown(wait=True)
+
+    def timed(self, step: StepSpec, values: Tensors) -> Timed:
+        """See `walk.Executor`: the step as a request to its model on this server."""
+        start = time.perf_counter()
+        return self._call(step, values), 1e3 * (time.perf_counter() - start)
+
+    def submit(self, step: StepSpec, values: Tensors) -> Future[Timed]:
+        """See `walk.Executor`."""
+        return self._steps.submit(self.timed, step, {name: values[name] for name in step.inputs})
+
+    def infer(self, tensors: Tensors) -> dict[str, Array]:
+        """The outcome of entry tensors, and of the detail what was made on the way."""
+        values = dict(tensors)
+        wanted = (*OUTCOME, *(DETAIL if "clip" in tensors else ()))
+
+        def walk(plan: Sequence[StepSpec], found: dict[str, Array]) -> None:
+            Walk(self, plan, found, {}).run()
+
+        pull_votes(self.contract, self.costs, values, walk)
+        walk(cut(self.contract.steps, values.keys(), wanted), values)
+        return {name: values[name] for name in wanted}
+
+    def _answer(self, request: Any, sender: Any) -> None:
+        import triton_python_backend_utils as pb
+
+        try:
+            asked = set(request.requested_output_names())
+            outputs = self.infer(self._inputs(request, pb))
+            tensors = [
+                pb.Tensor(name, self._to_wire(name, value))
+                for name, value in outputs.items()
+                if name in asked
+            ]
+            response = pb.InferenceResponse(output_tensors=tensors)
+        except Exception as error:  # else the request would never be answered
+            told = error if isinstance(error, MerkitError) else failed(NAME, error)
+            refused = isinstance(told, InputError)
+            code = pb.TritonError.INVALID_ARG if refused else pb.TritonError.INTERNAL
+            response = pb.InferenceResponse(
+                output_tensors=[], error=pb.TritonError(told.to_wire(), code)
+            )
+        sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _inputs(self, request: Any, pb: Any) -> dict[str, Array]:
+        given = {name: pb.get_input_tensor_by_name(request, name) for name in INPUTS}
+        return {
+            name: self._from_wire(name, tensor.as_numpy())
+            for name, tensor in given.items()
+            if tensor is not None
+        }
+
+    def _call(self, step: StepSpec, values: Tensors) -> dict[str, Array]:
+        import triton_python_backend_utils as pb
+
+        request = pb.InferenceRequest(
+            model_name=self.models[step.name],
+            requested_output_names=list(step.outputs),
+            inputs=[pb.Tensor(name, self._to_wire(name, values[name])) for name in step.inputs],
+            preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
+        )
+        response = request.exec()
+        if response.has_error():
+            raise _raised(step, response.error().message())
+        return {
+            name: self._from_wire(name, pb.get_output_tensor_by_name(response, name).as_numpy())
+            for name in step.outputs
+        }
+
+    def _from_wire(self, name: str, array: Array) -> Array:
+        """A copy in the contract's shape: the server takes its memory back."""
+        spec = self.contract.tensors[name]
+        if spec.dtype == "string":
+            return from_bytes(name, array)
+        return np.array(array).reshape(array.shape[: len(spec.shape)])
+
+    def _to_wire(self, name: str, array: Array) -> Array:
+        if self.contract.tensors[name].dtype == "string":
+            return to_bytes(array)
+        return np.ascontiguousarray(array)
+
+
+def lazy_config(bundle: Bundle, names: Names) -> str:
+    """The config.pbtxt of the model."""
+    tensors = bundle.contract.tensors
+    steps = {step.name: names.models[step.name] for step in bundle.contract.steps}
+    parameters = {
+        **bundle_parameters(bundle, names),
+        "costs": json.dumps(step_costs(bundle), sort_keys=True),
+        "models": json.dumps(steps, sort_keys=True),
+    }
+    config = {
+        "name": names.entry(NAME),
+        "backend": "python",
+        "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
+        "input": [{**tensor, "optional": True} for tensor in wire(tensors, INPUTS)],
+        "output": wire(tensors, OUTPUTS),
+    }
+    return config_text(config, parameters)
+
+
+def _raised(step: StepSpec, message: str) -> MerkitError:
+    return MerkitError.from_wire(message) or InferenceError(
+        f"the step {step.name!r} did not answer ({message})",
+        "an answer of the model that runs it",
+        "try again; if it stays so, read the server's log",
+    )
