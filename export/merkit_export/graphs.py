@@ -30,6 +30,7 @@ from merkit.errors import MerkitError
 from merkit.ragged import graph_feed, graph_inputs
 from merkit_export.compact import compact
 from merkit_export.ragged import Unragged
+from merkit_training.encoders.adopted import AdoptedEncoder
 
 OPSET = 20
 """23 breaks rotary embeddings in ONNX Runtime; below 20 lacks operators that torch emits."""
@@ -48,7 +49,8 @@ ELEMENTS = {
 def export_step(
     module: nn.Module, step: StepSpec, contract: Contract, example: Arrays
 ) -> onnx.ModelProto:
-    """Traces `module` into a checked graph that speaks the contract's names and shapes.
+    """Turns `module` into a checked graph that speaks the contract's names and shapes: traced, or
+    where it runs an adopted file, built around that.
 
     Args:
         module: takes the tensors of `step.inputs` in order, padded, returns those of
@@ -60,6 +62,20 @@ def export_step(
     Raises:
         MerkitError: torch cannot export the module, or the graph is not the step it should be.
     """
+    if isinstance(module, AdoptedEncoder):
+        from merkit_export.adopt.surgery import step_graph
+
+        model = step_graph(module.config, module.path, step, contract)
+    else:
+        model = _traced(module, step, contract, example)
+    compact(model)
+    seal(model, step, contract)
+    return model
+
+
+def _traced(
+    module: nn.Module, step: StepSpec, contract: Contract, example: Arrays
+) -> onnx.ModelProto:
     inputs, feed = graph_inputs(step, contract.tensors), graph_feed(step, [example])
     arguments = tuple(torch.from_numpy(np.array(feed[name])) for name in inputs)
     shapes: tuple[Any, ...] = tuple(
@@ -90,8 +106,6 @@ def export_step(
     if program is None:
         raise MerkitError(f"torch exported nothing for the step {step.name!r}")
     model: onnx.ModelProto = program.model_proto
-    compact(model)
-    _seal(model, step, contract)
     return model
 
 
@@ -120,7 +134,9 @@ def save(model: onnx.ModelProto, path: Path) -> int:
     return len(content)
 
 
-def _seal(model: onnx.ModelProto, step: StepSpec, contract: Contract) -> None:
+def seal(model: onnx.ModelProto, step: StepSpec, contract: Contract) -> None:
+    """Checks the graph against the contract, strips what is not computation, and states whose it
+    is; MerkitError where it is not the step."""
     graph = model.graph
     _check_wire(graph.input, graph_inputs(step, contract.tensors), step.name)
     _check_wire(graph.output, {n: contract.tensors[n] for n in step.outputs}, step.name)

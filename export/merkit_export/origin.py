@@ -18,6 +18,7 @@ from merkit.bundle import sha256_file
 from merkit.contract import Contract, Preprocessing, Voter
 from merkit.errors import BundleCorruptError
 from merkit.pipeline import standard_contract
+from merkit_training.encoders.adopted import GRAPH
 from merkit_training.runs import read_json
 from merkit_training.settings import from_table
 from merkit_training.steps import load_step
@@ -100,8 +101,8 @@ def provenance(origin: Origin) -> dict[str, Any]:
 
 
 def checkpoint_hashes(run: Path) -> dict[str, str]:
-    """sha256 of each trained step's weights."""
-    files = sorted(run.glob("*/model.safetensors"))
+    """sha256 of each step's weights: trained ones, or the file that was adopted."""
+    files = sorted((*run.glob("*/model.safetensors"), *run.glob(f"*/{GRAPH}")))
     return {path.parent.name: sha256_file(path) for path in files}
 
 

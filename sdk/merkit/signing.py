@@ -266,7 +266,8 @@ def _read_private(path: Path, password: bytes | None) -> Ed25519PrivateKey:
         ) from None
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise InvalidInputError(f"{path} holds a {type(key).__name__}", "an ed25519 key")
-    return key
+    private: Ed25519PrivateKey = key
+    return private
 
 
 def _read_public(path: Path) -> Ed25519PublicKey:
@@ -282,7 +283,8 @@ def _read_public(path: Path) -> Ed25519PublicKey:
         ) from None
     if not isinstance(key, ed25519.Ed25519PublicKey):
         raise InvalidInputError(f"{path} holds a {type(key).__name__}", "an ed25519 public key")
-    return key
+    public: Ed25519PublicKey = key
+    return public
 
 
 def _cryptography() -> tuple[Any, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from merkit.errors import InvalidInputError
+from merkit_training.encoders.adopted import is_adopted
+from merkit_training.encoders.adopted import load as load_adopted
 
 LOADERS = {
     "preprocess": "merkit_training.preprocess:load",
@@ -32,6 +34,8 @@ def load_step(run: Path, step: str) -> nn.Module:
     """
     if step not in LOADERS:
         raise InvalidInputError(f"the step {step!r} is unknown", f"one of {', '.join(LOADERS)}")
+    if is_adopted(run, step):
+        return load_adopted(run, step).eval()
     module, _, function = LOADERS[step].partition(":")
     loaded: nn.Module = getattr(import_module(module), function)(run)
     return loaded.eval().requires_grad_(False)

@@ -18,8 +18,11 @@ COMMANDS = (
     "build",
     "verify",
     "render",
+    "preflight",
+    "tensorrt",
     "keygen",
     "sign",
+    "adopt",
 )
 """Modules of this package, in the order of `--help`."""
 

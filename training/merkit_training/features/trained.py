@@ -26,6 +26,7 @@ from merkit.errors import InvalidInputError
 from merkit.pipeline import GROUPS, standard_contract
 from merkit.steps import Tokenize
 from merkit.steps.base import column, padded
+from merkit_training.encoders.adopted import ADOPTED, GRAPH, is_adopted
 from merkit_training.features.extractor import EncoderSpec, Extractor, Feature
 from merkit_training.features.material import Material
 from merkit_training.labels import MER6
@@ -145,7 +146,8 @@ class TrainedStep(Extractor):
 
 def _identity(run: Path, step: str, words: bool) -> str:
     """A hash of the weights, their configuration and, where it reads words, the tokeniser."""
-    files = [run / step / CONFIG, run / step / MODEL]
+    names = (ADOPTED, GRAPH) if is_adopted(run, step) else (CONFIG, MODEL)
+    files = [run / step / name for name in names]
     if words:
         files += sorted(path for path in (run / "tokenizer").iterdir() if path.is_file())
     told = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)

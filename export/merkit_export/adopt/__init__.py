@@ -1,0 +1,1 @@
+"""Encoders that others exported, made into steps: read, placed in a run, turned into one graph."""
