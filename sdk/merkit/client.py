@@ -273,6 +273,8 @@ def connect(
     security: Security | None = None,
     observe: Observer | None = None,
     lazy: bool = False,
+    bundle: str | None = None,
+    priority: int = 0,
 ) -> Client:
     """Connects to a Triton server that serves a bundle.
 
@@ -288,6 +290,8 @@ def connect(
         security: whom to trust, and what proves who this client is.
         observe: called after each request to the server, `CallCounters()` for one.
         lazy: have the server ask no branch whose vote cannot change the label; see `load`.
+        bundle: the first digits (8 or more) of a bundle_id, where the server has several bundles.
+        priority: of these requests in the server's queues, 1 the most urgent; 0 leaves it to it.
 
     Raises:
         ServerUnavailableError: nothing answers at the address.
@@ -301,7 +305,13 @@ def connect(
 
     def served(contract_id: str | None) -> Backend:
         opened = TritonBackend(
-            url, deadline=deadline, contract_id=contract_id, security=security, lazy=lazy
+            url,
+            deadline=deadline,
+            contract_id=contract_id,
+            security=security,
+            lazy=lazy,
+            bundle=bundle,
+            priority=priority,
         )
         return ObservedBackend(opened, observe) if observe else opened
 

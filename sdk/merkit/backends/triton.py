@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import threading
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -20,8 +21,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from merkit.backends.base import Tensors, check_tensors
+from merkit.backends.base import Tensors
 from merkit.backends.breaker import CircuitBreaker
+from merkit.backends.entries import ModelNames, choose, names_of, suffix_of
 from merkit.backends.grpc_errors import retried, translate
 from merkit.backends.security import Security, speaks_tls
 from merkit.backends.tracing import trace_headers
@@ -38,13 +40,13 @@ from merkit.errors import (
     ServerNotReadyError,
     ServerUnavailableError,
 )
-from merkit.pipeline import BYTES_IN, DECODED_IN, OUTCOME
+from merkit.pipeline import OUTCOME
 
 Array = NDArray[Any]
 T = TypeVar("T")
 
-ENTRIES = {frozenset(BYTES_IN): "merkit", frozenset(DECODED_IN): "merkit_decoded"}
-"""The ensemble for each set of entry tensors."""
+ENTRY = re.compile("merkit(-[0-9a-f]{8})?")
+"""The name under which a server offers a bundle."""
 LAZY = "merkit_lazy"
 """The model that takes either set and asks as few branches as it can."""
 
@@ -72,8 +74,10 @@ class TritonBackend:
         contract_id: the contract to insist on; None accepts the server's.
         breaker: stops calls to a server that does not answer; default: after five in a row.
         security: certificates and a token; default: none, and public authorities for `grpcs`.
-
         lazy: have only the branches asked that can still change the label; see `backends.lazy`.
+        bundle: the first digits (8 or more) of the id of the bundle to ask, where the server has
+            several; None asks the one that it has under plain names.
+        priority: of these requests in the server's queues, 1 the most urgent; 0 leaves it to it.
 
     Raises:
         InvalidInputError: a url of another scheme or without a port, or a deadline out of range.
@@ -93,6 +97,8 @@ class TritonBackend:
         breaker: CircuitBreaker | None = None,
         security: Security | None = None,
         lazy: bool = False,
+        bundle: str | None = None,
+        priority: int = 0,
     ) -> None:
         self._host, self._port, self._encrypted = _address(url)
         self._address = urlsplit(url).netloc
@@ -104,6 +110,12 @@ class TritonBackend:
                 f"seconds, more than 0 and at most {MAX_DEADLINE}",
                 "give the seconds to wait for each answer",
             )
+        if not (isinstance(priority, int) and 0 <= priority < 2**32):
+            raise InvalidInputError(
+                f"a priority of {priority!r}", "0 or a level, 1 the most urgent", "correct it"
+            )
+        self._bundle, self._priority = bundle, priority
+        self._names = ModelNames(suffix_of(bundle) if bundle is not None else "")
         self.url, self.deadline, self._lazy = url, deadline, lazy
         self._grpc = _grpc_client()
         self._breaker = breaker or CircuitBreaker()
@@ -113,6 +125,7 @@ class TritonBackend:
             self._credentials = self._security.credentials() if self._encrypted else None
             parameters = self._ask(self._connect)
             self.contract = _contract(parameters, url, contract_id)
+            self._names = names_of(parameters, self._names.suffix)
         except BaseException:
             self.close()
             raise
@@ -136,20 +149,16 @@ class TritonBackend:
             ContractMismatchError: the server now serves another contract.
         """
         start = time.perf_counter()
-        model = ENTRIES.get(frozenset(tensors))
-        if model is None:
-            raise InvalidInputError(
-                f"the tensors {sorted(tensors)}",
-                f"{sorted(BYTES_IN)} or {sorted(DECODED_IN)}",
-                "give one of these sets",
-            )
-        check_tensors(self.contract, tensors)
-        inputs, model = self._inputs(tensors), LAZY if self._lazy else model
+        entry, sent = choose(self.contract, tensors)
+        if self._lazy:
+            entry, sent = LAZY, tensors
+        model, inputs = self._names.entry(entry), self._inputs(sent)
 
         async def call(**options: Any) -> Any:
-            return await self._client.infer(model, inputs, **options)
+            return await self._client.infer(model, inputs, priority=self._priority, **options)
 
-        outputs = self._outputs(self._guarded(call))
+        given = {name: tensors[name] for name in OUTCOME if name in tensors}
+        outputs = given | self._outputs(self._guarded(call), set(OUTCOME) - set(given))
         if timings is not None:
             timings["request"] = (time.perf_counter() - start) * 1e3
         return outputs
@@ -160,8 +169,8 @@ class TritonBackend:
         Raises as `step_statistics`.
         """
         return {
-            model.name: (model.inference_count, model.execution_count)
-            for model in self._model_statistics()
+            step: (model.inference_count, model.execution_count)
+            for step, model in self._model_statistics()
         }
 
     def step_statistics(self) -> dict[str, tuple[int, float]]:
@@ -175,16 +184,17 @@ class TritonBackend:
             BackendError: as `infer`.
         """
         return {
-            model.name: (model.execution_count, _compute_milliseconds(model.inference_stats))
-            for model in self._model_statistics()
+            step: (model.execution_count, _compute_milliseconds(model.inference_stats))
+            for step, model in self._model_statistics()
         }
 
-    def _model_statistics(self) -> list[Any]:
+    def _model_statistics(self) -> list[tuple[str, Any]]:
         async def call(**options: Any) -> Any:
             return await self._client.get_inference_statistics(**options)
 
         names = {step.name for step in self.contract.steps}
-        return [model for model in self._guarded(call).model_stats if model.name in names]
+        found = ((self._names.step(m.name), m) for m in self._guarded(call).model_stats)
+        return [(step, model) for step, model in found if step in names]
 
     def close(self) -> None:
         """Closes the connection and ends the background thread. Safe to call twice."""
@@ -261,16 +271,35 @@ class TritonBackend:
             self._client = self._grpc.InferenceServerClient(
                 self._address, creds=self._credentials, channel_args=CHANNEL
             )
-        if not await self._client.is_model_ready("merkit", **options):
-            raise ServerNotReadyError(
-                f"a Triton server answers at {self.url}, but its model 'merkit' is not ready",
-                "a server that has loaded a merkit bundle",
-                "wait until it is ready, or start one: merkit serve BUNDLE",
-            )
-        return await self._parameters(**options)
+        if await self._client.is_model_ready(self._names.entry("merkit"), **options):
+            return await self._parameters(**options)
+        asked, self._names = self._names.entry("merkit"), ModelNames()
+        if self._bundle and await self._client.is_model_ready("merkit", **options):
+            parameters = await self._parameters(**options)  # the only bundle, under plain names
+            if parameters.get("bundle_id", "").startswith(self._bundle):
+                return parameters
+        raise await self._not_ready(asked, options)
+
+    async def _not_ready(self, model: str, options: Any) -> ServerNotReadyError:
+        """The error for a bundle that is not served; it names those that are."""
+        from tritonclient.utils import InferenceServerException
+
+        action = "wait until it is ready, or start one: merkit serve BUNDLE"
+        try:
+            index = await self._client.get_model_repository_index(**options)
+            served = [m.name for m in index.models if m.state == "READY"]
+        except InferenceServerException:  # an operator may restrict it
+            served = []
+        if bundles := sorted(n[7:] or "(plain)" for n in served if ENTRY.fullmatch(n)):
+            action = f"connect with bundle=, one of: {', '.join(bundles)}"
+        return ServerNotReadyError(
+            f"a Triton server answers at {self.url}, but its model {model!r} is not ready",
+            "a server that has loaded a merkit bundle",
+            action,
+        )
 
     async def _parameters(self, **options: Any) -> dict[str, str]:
-        answer = await self._client.get_model_config("merkit", **options)
+        answer = await self._client.get_model_config(self._names.entry("merkit"), **options)
         return {key: value.string_value for key, value in answer.config.parameters.items()}
 
     def _inputs(self, tensors: Tensors) -> list[Any]:
@@ -292,7 +321,7 @@ class TritonBackend:
                 ) from None
         return inputs
 
-    def _outputs(self, answer: Any) -> dict[str, Array]:
+    def _outputs(self, answer: Any, wanted: Collection[str]) -> dict[str, Array]:
         outputs = {}
         for tensor in answer.get_response().outputs:
             array = answer.as_numpy(tensor.name)
@@ -301,7 +330,7 @@ class TritonBackend:
                 array = np.array(text, dtype=np.object_).reshape(array.shape)
             axes = len(self.contract.tensors[tensor.name].shape)
             outputs[tensor.name] = array.reshape(array.shape[:axes])  # the wire has no [batch]
-        if missing := set(OUTCOME) - set(outputs):
+        if missing := set(wanted) - set(outputs):
             raise InferenceError(
                 f"the answer of {self.url} lacks {sorted(missing)}",
                 f"the tensors {OUTCOME}",

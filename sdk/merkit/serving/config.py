@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from merkit.backends.entries import DIGITS, suffix_of
 from merkit.bundle import Bundle
 from merkit.contract import Contract, StepSpec, canonical
-from merkit.errors import InvalidInputError, MissingExtraError
+from merkit.errors import MissingExtraError
 
-DIGITS = 8
-"""Of a digest in a versioned name."""
 CONSTANTS = "absent"
 """The model that makes the constants of cuts, see `merkit.serving.constants`."""
 HEAD = "# Rendered by merkit: a change here is lost at the next rendering.\n"
@@ -53,18 +52,7 @@ def versioned_names(bundle: Bundle) -> Names:
     }
     tensors = {name: asdict(spec) for name, spec in bundle.contract.tensors.items()}
     models[CONSTANTS] = f"{CONSTANTS}-{_digest(tensors)[:DIGITS]}"
-    return Names(models, bundle_suffix(bundle.bundle_id))
-
-
-def bundle_suffix(bundle_id: str) -> str:
-    """What tells a bundle's entry points from those of others; InvalidInputError if too short."""
-    if not isinstance(bundle_id, str) or len(bundle_id) < DIGITS:
-        raise InvalidInputError(
-            f"the bundle {bundle_id!r}",
-            f"the first {DIGITS} or more digits of a bundle_id",
-            "merkit inspect BUNDLE shows it",
-        )
-    return f"-{bundle_id[:DIGITS]}"
+    return Names(models, suffix_of(bundle.bundle_id))
 
 
 def step_identity(bundle: Bundle, step: StepSpec) -> str:

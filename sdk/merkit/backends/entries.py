@@ -1,0 +1,86 @@
+"""Which of a server's entry points a request is for, and what they are called there.
+
+A server runs every step of the entry point it is asked for. So a decoded clip is looked at before
+it is sent, and what is absent from it picks an entry point in which the absent modality's encoder
+does not occur. What is sent is less, and the answer is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from merkit.backends.base import Tensors, check_tensors
+from merkit.contract import Contract
+from merkit.errors import InvalidInputError
+from merkit.pipeline import DECODED_IN, MODALITY_IN, entry_points, subset_name
+from merkit.presence import held
+
+DIGITS = 8
+"""Of a bundle's id in the names of its models, where several bundles share a server."""
+
+
+def choose(contract: Contract, tensors: Tensors) -> tuple[str, Tensors]:
+    """The entry point for `tensors`, and those of them that it takes.
+
+    A batch of decoded clips is sent to the entry point for what any of them holds. Where none
+    holds anything, all is sent: whether there is something to judge, the pipeline decides.
+
+    Raises:
+        InvalidInputError: tensors that no entry point takes, or that the contract forbids.
+    """
+    points = entry_points(contract)
+    check_tensors(contract, tensors)
+    if set(tensors) == set(DECODED_IN):
+        present = held(tensors, contract.preprocessing) or tuple(MODALITY_IN)
+        entry = points[subset_name(present)]
+        return entry.name, {name: tensors[name] for name in entry.inputs}
+    for entry in points.values():
+        if set(tensors) == set(entry.inputs):
+            return entry.name, tensors
+    raise InvalidInputError(
+        f"the tensors {sorted(tensors)}",
+        "; or ".join(", ".join(entry.inputs) for entry in points.values()),
+        "give one of these sets",
+    )
+
+
+@dataclass(frozen=True)
+class ModelNames:
+    """What a server calls the models of one bundle."""
+
+    suffix: str = ""
+    """Of entry points."""
+    steps: Mapping[str, str] = field(default_factory=dict)
+    """Names of steps by what the server calls them; where it has none, they are their own."""
+
+    def entry(self, name: str) -> str:
+        """The name of an entry point."""
+        return name + self.suffix
+
+    def step(self, model: str) -> str:
+        """The step that a model is."""
+        return self.steps.get(model, model)
+
+
+def names_of(parameters: Mapping[str, str], suffix: str) -> ModelNames:
+    """The names that an entry point's config parameters state."""
+    stated = json.loads(parameters.get("models", "{}"))
+    return ModelNames(suffix, {model: step for step, model in stated.items()})
+
+
+def suffix_of(bundle: str) -> str:
+    """What the names of that bundle's entry points end in, given the first digits of its id.
+
+    Raises:
+        InvalidInputError: fewer digits than names have, or something else.
+    """
+    digits = isinstance(bundle, str) and set(bundle) <= set("0123456789abcdef")
+    if not digits or not DIGITS <= len(bundle) <= 32:
+        raise InvalidInputError(
+            f"the bundle {bundle!r}",
+            f"the first {DIGITS} or more digits of a bundle_id",
+            "merkit inspect BUNDLE shows it",
+        )
+    return f"-{bundle[:DIGITS]}"
