@@ -1,4 +1,4 @@
-"""Rendered by merkit: Triton's entry into a step, whose code lies in the package."""
+"""Rendered by merkit: Triton's entry into a model, whose code lies in the package."""
 
 from merkit.serving.runner import StepModel as TritonPythonModel
 
