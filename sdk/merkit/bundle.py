@@ -25,6 +25,8 @@ SIGNATURES = "bundle.sig"
 """Beside the manifest where somebody vouches for it, see `merkit.signing`."""
 DEPLOYMENT_NAMES = ("config.pbtxt", "model.py", ".gitkeep")
 DEPLOYMENT_SUFFIXES = (".plan", ".pyc")
+SIDECARS = "model.sm_*.json"
+"""What describes a TensorRT plan lies beside it, and is deployment as well."""
 RESTORE = "fetch an unchanged copy of the bundle, or export it again"
 
 
@@ -143,6 +145,7 @@ def content_files(root: Path) -> list[str]:
     names = []
     for path in root.rglob("*"):
         deployed = path.name in DEPLOYMENT_NAMES or path.suffix in DEPLOYMENT_SUFFIXES
+        deployed = deployed or path.match(SIDECARS)
         if path.is_file() and path.parent != root and not deployed:
             names.append(path.relative_to(root).as_posix())
     return sorted(names)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from merkit.bundle import (
     DEPLOYMENT_SUFFIXES,
     MANIFEST,
+    SIDECARS,
     SIGNATURES,
     Bundle,
     open_bundle,
@@ -200,7 +201,7 @@ def _write(
     kept = {k: v for k, v in manifest.items() if k not in WRITTEN}
     folder = target.parent / f".{target.name}.{os.getpid()}.new"
     suffixes = (f"*{suffix}" for suffix in DEPLOYMENT_SUFFIXES)
-    stale = shutil.ignore_patterns(MANIFEST, SIGNATURES, *suffixes)
+    stale = shutil.ignore_patterns(MANIFEST, SIGNATURES, SIDECARS, *suffixes)
     try:
         shutil.copytree(opened.root, folder, ignore=stale)
         (folder / "fusion" / "1" / "model.onnx").write_bytes(model)

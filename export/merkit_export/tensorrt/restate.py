@@ -1,0 +1,90 @@
+"""Says in TensorRT's terms what a bundle's graph says in ONNX's: the same numbers come out.
+
+Two things that ONNX Runtime takes, and torch and `merkit_export.compact` write, have no place in
+a TensorRT network. Matrices stored as int8 steps times a size: there, int8 means quantised
+arithmetic. And Clip of whole numbers, which is Max and Min. The parser is given the graph with
+both restated; the bundle keeps its own.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+WHOLE = (TensorProto.INT32, TensorProto.INT64)
+
+
+def restate(model: onnx.ModelProto) -> bool:
+    """Rewrites the graph in place; whether weights in it are no longer as they are stored."""
+    _unclip(model.graph)
+    return _fold(model)
+
+
+def _unclip(graph: onnx.GraphProto) -> None:
+    """Clip of whole numbers becomes Max and Min; the type of its bounds tells it."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        bounds = {
+            kind: name
+            for kind, name in zip(("Max", "Min"), node.input[1:], strict=False)
+            if node.op_type == "Clip" and name in stored and stored[name].data_type in WHOLE
+        }
+        value = node.input[0] if node.input else ""
+        for index, (kind, bound) in enumerate(bounds.items(), 1):
+            last = index == len(bounds)
+            made = node.output[0] if last else f"{node.output[0]}.{kind.lower()}"
+            nodes.append(helper.make_node(kind, [value, bound], [made], f"{node.name}.{kind}"))
+            value = made
+        if not bounds:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _fold(model: onnx.ModelProto) -> bool:
+    """A Cast of stored int8 steps becomes a constant, and so does its product with their size."""
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    folded: dict[str, onnx.TensorProto] = {}
+    kept = []
+    for node in graph.node:
+        tensor = _cast(node, stored) or _product(node, stored, folded)
+        if tensor is None:
+            kept.append(node)
+        else:
+            folded[tensor.name] = tensor
+    if not folded:
+        return False
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(folded.values())
+    read = {name for node in kept for name in node.input} | {v.name for v in graph.output}
+    used = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(used)
+    return True
+
+
+def _cast(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> onnx.TensorProto | None:
+    source = stored.get(node.input[0]) if node.op_type == "Cast" else None
+    inside = source is not None and source.data_location != TensorProto.EXTERNAL
+    if source is None or not inside or source.data_type != TensorProto.INT8:
+        return None
+    to = next(a.i for a in node.attribute if a.name == "to")
+    values = numpy_helper.to_array(source).astype(helper.tensor_dtype_to_np_dtype(to))
+    return numpy_helper.from_array(values, node.output[0])
+
+
+def _product(
+    node: onnx.NodeProto,
+    stored: dict[str, onnx.TensorProto],
+    folded: dict[str, onnx.TensorProto],
+) -> onnx.TensorProto | None:
+    if node.op_type != "Mul" or not any(name in folded for name in node.input):
+        return None
+    factors = [folded.get(name) or stored.get(name) for name in node.input]
+    if None in factors:
+        return None
+    first, second = (numpy_helper.to_array(tensor) for tensor in factors)
+    return numpy_helper.from_array(first * second, node.output[0])
