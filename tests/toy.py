@@ -20,6 +20,7 @@ from merkit.ragged import graph_inputs
 
 LABELS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
 WIDTH = 8
+SILENCE_DBFS = Preprocessing().silence_dbfs
 ONNX_TYPES = {
     "uint8": TensorProto.UINT8,
     "int32": TensorProto.INT32,
@@ -122,9 +123,12 @@ def _preprocess(g: _Graph) -> None:
     mean = g("Unsqueeze", g("Div", total, samples), g.constant([2], "int64"))
     g("Mul", mean, g.constant(np.ones((1, 80, 400))), name="log_mel")
     zero, short = g.constant(0, "int64"), g.constant(1600, "int64")
+    energy = g("ReduceSum", g("Mul", "waveform", "waveform"), g.constant([1], "int64"))
+    power = g("Div", energy, g("Cast", g("Max", "waveform_length", short), to=1))
+    loud = g("Greater", power, g.constant(10 ** (SILENCE_DBFS / 10)))
     presence = [
         g("Greater", "face_count", zero),
-        g("Greater", "waveform_length", short),
+        g("And", g("Greater", "waveform_length", short), loud),
         g("Greater", "text_length", zero),
     ]
     g("Concat", *presence, axis=1, name="presence")

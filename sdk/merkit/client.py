@@ -32,10 +32,13 @@ from merkit.errors import (
 )
 from merkit.media.container import NAMELESS
 from merkit.media.limits import Limits
+from merkit.pipeline import entry_points
 from merkit.results import Prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from merkit.backends.observed import Observer
     from merkit.backends.security import Security
@@ -125,6 +128,74 @@ class Client:
             answer = self._fallback._predict(request, keep_frames)
             note = f"the server did not answer ({error.found}); the embedded bundle did"
             return replace(answer, warnings=(*answer.warnings, note))
+
+    def features(
+        self,
+        clip: PathLike | bytes | Decoded | None = None,
+        text: str | None = None,
+        *,
+        faces_only: bool = False,
+    ) -> dict[str, NDArray[Any]]:
+        """What `predict_features` takes: the encoders' answers in place of the clip (design 3).
+
+        For a device that keeps faces, or everything, to itself: it runs the pipeline up to the
+        encoders and sends a few hundred numbers. Only a bundle that runs here can do that.
+
+        Args:
+            clip: as `predict` takes it.
+            text: what is said.
+            faces_only: run the encoders of faces alone, and pass sound and words on.
+
+        Raises:
+            InvalidInputError: this client asks a server.
+            MerkitError: as `predict`.
+        """
+        compute = getattr(self.backend, "compute", None)
+        if compute is None:
+            raise InvalidInputError(
+                "features of a client that asks a server",
+                "a bundle that runs here",
+                "make them with merkit.load(bundle).features(...), and send them with this one",
+            )
+        contract = self.backend.contract
+        entry = self._entry(Clip(clip, text), keep_frames=False).tensors
+        names = entry_points(contract)["merkit_edge" if faces_only else "merkit_features"].inputs
+        made = compute(entry, [name for name in names if name not in entry])
+        return {name: made[name] if name in made else entry[name] for name in names}
+
+    def predict_features(
+        self, features: Mapping[str, NDArray[Any]], *, source: str = "features"
+    ) -> Prediction:
+        """The emotion of a clip of which `features` were computed elsewhere.
+
+        Args:
+            features: what `features` returned, there or here.
+            source: what to call the clip in the result.
+
+        Raises:
+            InvalidInputError: other tensors than those.
+            MerkitError: as `predict`.
+        """
+        contract, start = self.backend.contract, time.perf_counter()
+        timings: dict[str, float] = {}
+        points = entry_points(contract)
+        taken = [set(points[name].inputs) for name in ("merkit_features", "merkit_edge")]
+        if set(features) not in taken or len(features["presence"]) != 1:
+            raise InvalidInputError(
+                f"the features {sorted(features)}",
+                f"of one clip, {sorted(taken[0])} or {sorted(taken[1])}",
+                "give what merkit.load(bundle).features(...) returned",
+            )
+        outputs = self.backend.infer(features, timings)
+        timings["total"] = (time.perf_counter() - start) * 1e3
+        return Prediction.from_outputs(
+            outputs,
+            contract,
+            source=source,
+            transcript=str(features["text"][0, 0]) if "text" in features else None,
+            timings_ms=timings,
+            bundle=self.backend.identity,
+        )
 
     def predict_many(
         self,

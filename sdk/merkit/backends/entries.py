@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from merkit.backends.base import Tensors, check_tensors
 from merkit.contract import Contract
 from merkit.errors import InvalidInputError
-from merkit.pipeline import DECODED_IN, MODALITY_IN, entry_points, subset_name
-from merkit.presence import held
+from merkit.pipeline import DECODED_IN, MODALITY_IN, entry_points, prune, subset_name
+from merkit.presence import absent, held
 
 DIGITS = 8
 """Of a bundle's id in the names of its models, where several bundles share a server."""
@@ -44,6 +44,16 @@ def choose(contract: Contract, tensors: Tensors) -> tuple[str, Tensors]:
         "; or ".join(", ".join(entry.inputs) for entry in points.values()),
         "give one of these sets",
     )
+
+
+def complete(contract: Contract, tensors: Tensors) -> Tensors:
+    """`tensors` and the constants that their entry point folds in, for who walks the DAG itself."""
+    for entry in entry_points(contract).values():
+        if entry.absent and set(tensors) == set(entry.inputs):
+            batch = len(tensors[entry.inputs[0]])
+            names = prune(contract, entry).constants
+            return {**{name: absent(contract, name, batch) for name in names}, **tensors}
+    return tensors
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Walk:
         timings: dict[str, float],
     ) -> None:
         self._executor, self._values, self._timings = executor, values, timings
+        self._given = frozenset(values)
         self._waiting = list(plan)
         self._gated = {step.name for step in plan if step.needs and self._knows_presence(plan)}
         self._running: dict[Future[Timed], StepSpec] = {}
@@ -73,7 +74,7 @@ class Walk:
 
     def _finish(self, step: StepSpec, outputs: dict[str, Array], elapsed: float) -> None:
         self._timings[step.name] = self._timings.get(step.name, 0.0) + elapsed
-        self._values.update(outputs)
+        self._values.update({n: value for n, value in outputs.items() if n not in self._given})
 
     def _take_ready(self) -> list[StepSpec]:
         """Steps that can run now; those that need not run are done with at once."""
