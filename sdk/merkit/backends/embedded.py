@@ -12,17 +12,18 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from merkit.backends.base import DTYPES, Tensors, check_tensors
+from merkit.backends.base import Tensors, check_tensors
+from merkit.backends.entries import complete
 from merkit.backends.lazy import pull_votes, step_costs
-from merkit.backends.sessions import Session, open_sessions
+from merkit.backends.providers import open_steps
+from merkit.backends.walk import Walk
 from merkit.bundle import RESTORE, Bundle
-from merkit.contract import MODALITIES, StepSpec
+from merkit.contract import StepSpec
 from merkit.errors import BundleCorruptError, InferenceError, InvalidInputError, MerkitError
 from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, OUTCOME, cut
 
@@ -35,8 +36,9 @@ class EmbeddedBackend:
     Args:
         bundle: an opened bundle.
         providers: ONNX Runtime execution providers in order of preference, by their full names or
-            as `cpu`, `cuda`, `tensorrt`, `openvino`, `coreml`. Default: CUDA where the installed
-            ONNX Runtime has it, then CPU.
+            as `cpu`, `cuda`, `openvino`, `coreml`. Default: CUDA where the installed ONNX Runtime
+            has it, then CPU. `tensorrt` runs the plans that lie in the bundle; steps without one
+            that fits fall back, and the identity's `fell_back` says which and why.
         threads: budget of threads for the mathematics; default: the cores this process may use.
         lazy: ask only the voters that can still change the outcome, and run only the encoders
             that these read. The label is the same; see `backends.lazy`.
@@ -64,7 +66,7 @@ class EmbeddedBackend:
             raise InvalidInputError(f"threads is {threads}", "at least 1", "give a thread budget")
         _check_outcome(bundle)
         self.contract = bundle.contract
-        self._sessions: dict[str, Session] = open_sessions(bundle, providers, budget)
+        self._sessions, fell_back = open_steps(bundle, providers, budget)
         self._resources = bundle.resources
         self._costs = step_costs(bundle) if lazy else None
         self._python_steps: dict[str, Any] = {}
@@ -77,7 +79,8 @@ class EmbeddedBackend:
             "bundle_id": bundle.bundle_id,
             "name": str(bundle.manifest.get("name", bundle.root.name)),
             "backend": "embedded",
-            **({"provider": providers_used[0]} if providers_used else {}),
+            **({"provider": ", ".join(dict.fromkeys(providers_used))} if providers_used else {}),
+            **({"fell_back": fell_back} if fell_back else {}),
             **({"notice": str(notice)} if (notice := bundle.manifest.get("notice")) else {}),
             **({"confident_from": least} if (least := bundle.confident_from) else {}),
         }
@@ -88,14 +91,27 @@ class EmbeddedBackend:
         steps = self.contract.steps
         made = {name for step in steps for name in step.outputs}
         wanted = (*OUTCOME, *(DETAIL if "clip" in tensors else ()))
-        values, told = dict(tensors), {} if timings is None else timings
+        values, told = dict(complete(self.contract, tensors)), {} if timings is None else timings
         if self._costs is not None and "branch_scores" not in tensors:
             pull_votes(
-                self.contract, self._costs, values, lambda p, v: _Request(self, p, v, told).run()
+                self.contract, self._costs, values, lambda p, v: Walk(self, p, v, told).run()
             )
         plan = cut(steps, values.keys(), [name for name in wanted if name in made])
-        _Request(self, plan, values, told).run()
+        Walk(self, plan, values, told).run()
         return {name: values[name] for name in wanted if name in values}
+
+    def compute(
+        self, tensors: Tensors, wanted: Sequence[str], timings: dict[str, float] | None = None
+    ) -> dict[str, Array]:
+        """Any tensors of the pipeline, from any from which they can be computed.
+
+        Raises as `infer`, and InvalidInputError where they cannot.
+        """
+        check_tensors(self.contract, tensors)
+        values = dict(tensors)
+        plan = cut(self.contract.steps, values.keys(), wanted)
+        Walk(self, plan, values, {} if timings is None else timings).run()
+        return {name: values[name] for name in wanted}
 
     def run_step(self, step: StepSpec, given: Tensors) -> dict[str, Array]:
         """Runs one step on its inputs, whatever its kind; errors are merkit's."""
@@ -136,6 +152,8 @@ class EmbeddedBackend:
         """Stops the pool and frees the sessions. Safe to call twice."""
         self._closed = True
         self._pool.shutdown(wait=True)
+        for runner in self._sessions.values():
+            runner.close()
         self._sessions = {}
 
     def _python_step(self, name: str) -> Any:
@@ -168,72 +186,3 @@ def _usable_cores() -> int:
 
 def _closed() -> InferenceError:
     return InferenceError("the client is closed", "an open client", "load the bundle again")
-
-
-class _Request:
-    """One walk through the DAG: values by tensor name, each computed once."""
-
-    def __init__(
-        self,
-        backend: EmbeddedBackend,
-        plan: Sequence[StepSpec],
-        values: dict[str, Array],
-        timings: dict[str, float],
-    ) -> None:
-        self._backend, self._values, self._timings = backend, values, timings
-        self._waiting = list(plan)
-        self._gated = {step.name for step in plan if step.needs and self._knows_presence(plan)}
-        self._running: dict[Future[tuple[dict[str, Array], float]], StepSpec] = {}
-
-    def run(self) -> None:
-        """Runs the plan; outputs are added to the values."""
-        try:
-            while self._waiting or self._running:
-                ready = self._take_ready()
-                if len(ready) == 1 and not self._running:  # no hand-over to another thread
-                    self._finish(ready[0], *self._backend.timed(ready[0], self._values))
-                    continue
-                for step in ready:
-                    self._running[self._backend.submit(step, self._values)] = step
-                done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    self._finish(self._running.pop(future), *future.result())
-        finally:
-            for future in self._running:
-                future.cancel()
-
-    def _finish(self, step: StepSpec, outputs: dict[str, Array], elapsed: float) -> None:
-        self._timings[step.name] = self._timings.get(step.name, 0.0) + elapsed
-        self._values.update(outputs)
-
-    def _take_ready(self) -> list[StepSpec]:
-        """Steps that can run now; those that need not run are done with at once."""
-        ready = [step for step in self._waiting if self._ready(step)]
-        self._waiting = [step for step in self._waiting if step not in ready]
-        absent = {s.name: zeros for s in ready if (zeros := self._absent(s)) is not None}
-        for zeros in absent.values():
-            self._values.update(zeros)
-        return [step for step in ready if step.name not in absent]
-
-    def _ready(self, step: StepSpec) -> bool:
-        """A step that may turn out needless waits until presence is known."""
-        wanted = (*step.inputs, "presence") if step.name in self._gated else step.inputs
-        return all(name in self._values for name in wanted)
-
-    def _knows_presence(self, plan: Sequence[StepSpec]) -> bool:
-        return "presence" in self._values or any("presence" in s.outputs for s in plan)
-
-    def _absent(self, step: StepSpec) -> dict[str, Array] | None:
-        """Zeros for a step whose modalities are absent from the whole batch, else None."""
-        if step.name not in self._gated:
-            return None
-        presence = self._values["presence"]
-        if presence[:, [MODALITIES.index(m) for m in step.needs]].any():
-            return None
-        specs = {name: self._backend.contract.tensors[name] for name in step.outputs}
-        if any(isinstance(size, str) for spec in specs.values() for size in spec.shape[1:]):
-            return None
-        return {
-            name: np.zeros((len(presence), *map(int, spec.shape[1:])), DTYPES[spec.dtype])
-            for name, spec in specs.items()
-        }
