@@ -38,3 +38,17 @@ def decoded_entry(
         "waveform_length": np.full((batch, 1), samples, np.int64),
         "text": np.array([[text] for text in words], dtype=np.object_),
     }
+
+
+def tritons_feed(
+    requests: list[dict[str, NDArray[Any]]], values: str, length: str
+) -> dict[str, NDArray[Any]]:
+    """What Triton's ONNX Runtime backend makes of a ragged input and its length: every value that
+    was sent, padding too, in one dimension; BATCH_ITEM_SHAPE; BATCH_MAX_ELEMENT_COUNT_AS_SHAPE."""
+    shapes = [[r[values].shape[1]] for r in requests for _ in r[values]]
+    return {
+        values: np.concatenate([r[values].reshape(-1) for r in requests]),
+        length: np.concatenate([r[length] for r in requests]),
+        f"{values}_widths": np.array(shapes, np.int32),
+        f"{values}_span": np.empty(max(r[values].size for r in requests), np.int32),
+    }

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merkit.contract import Ragged, StepSpec, TensorSpec
+from merkit.contract import DType, Ragged, StepSpec, TensorSpec
 
 Arrays = Mapping[str, NDArray[Any]]
-COUNT_DTYPE = "int32"
+COUNT_DTYPE: DType = "int32"
 """Of `widths` and `span`; Triton makes batch inputs of int32 or float32 alone."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from entries import tritons_feed
 from numpy.typing import NDArray
 
 from merkit.bundle import Bundle
@@ -62,21 +63,7 @@ def test_a_length_beyond_the_padding_reads_no_neighbour() -> None:
 
 
 def session(bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(
-        bundle.model_path(name), providers=["CPUExecutionProvider"]
-    )
-
-
-def tritons_feed(requests: list[dict[str, NDArray[Any]]], values: str, length: str) -> dict:
-    """What Triton's ONNX Runtime backend makes of requests: every value that was sent, padding
-    too, in one dimension; BATCH_ITEM_SHAPE; BATCH_MAX_ELEMENT_COUNT_AS_SHAPE."""
-    shapes = [[r[values].shape[1]] for r in requests for _ in r[values]]
-    return {
-        values: np.concatenate([r[values].reshape(-1) for r in requests]),
-        length: np.concatenate([r[length] for r in requests]),
-        f"{values}_widths": np.array(shapes, np.int32),
-        f"{values}_span": np.empty(max(r[values].size for r in requests), np.int32),
-    }
+    return onnxruntime.InferenceSession(bundle.model_path(name), providers=["CPUExecutionProvider"])
 
 
 def test_a_batch_of_mixed_lengths_gives_what_each_clip_gives_alone(toy_bundle: Bundle) -> None:

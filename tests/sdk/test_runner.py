@@ -150,7 +150,7 @@ def test_requests_may_want_different_outputs(toy_bundle: Bundle) -> None:
 
 def test_steps_in_python_answer_one_by_one(toy_bundle: Bundle) -> None:
     step = model(toy_bundle, "tokenize")
-    texts = [np.array([[text]], object) for text in (b"one", b"\xff\xfe", "zwei".encode())]
+    texts = [np.array([[text]], object) for text in (b"one", b"\xff\xfe", b"zwei")]
     first, bad, last = step.execute([Request({"text": t}, ["text_length"]) for t in texts])
     assert first.outputs["text_length"].tolist() == [[3]]
     assert last.outputs["text_length"].tolist() == [[4]]

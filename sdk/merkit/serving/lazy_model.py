@@ -19,16 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.backends.base import Tensors
+from merkit.backends.entries import complete
 from merkit.backends.lazy import pull_votes, step_costs
 from merkit.backends.walk import Timed, Walk
 from merkit.bundle import Bundle
 from merkit.contract import Contract, StepSpec
-from merkit.errors import InferenceError, InputError, MerkitError
+from merkit.errors import InferenceError, MerkitError
 from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, OUTCOME, cut
 from merkit.serving.batching import wire
 from merkit.serving.config import Names, config_text
 from merkit.serving.ensembles import bundle_parameters
-from merkit.serving.runner import failed, from_bytes, to_bytes
+from merkit.serving.runner import failed, failure, from_bytes, to_bytes
 
 Array = NDArray[Any]
 
@@ -74,7 +75,7 @@ class LazyModel:
 
     def infer(self, tensors: Tensors) -> dict[str, Array]:
         """The outcome of entry tensors, and of the detail what was made on the way."""
-        values = dict(tensors)
+        values = dict(complete(self.contract, tensors))
         wanted = (*OUTCOME, *(DETAIL if "clip" in tensors else ()))
 
         def walk(plan: Sequence[StepSpec], found: dict[str, Array]) -> None:
@@ -98,11 +99,7 @@ class LazyModel:
             response = pb.InferenceResponse(output_tensors=tensors)
         except Exception as error:  # else the request would never be answered
             told = error if isinstance(error, MerkitError) else failed(NAME, error)
-            refused = isinstance(told, InputError)
-            code = pb.TritonError.INVALID_ARG if refused else pb.TritonError.INTERNAL
-            response = pb.InferenceResponse(
-                output_tensors=[], error=pb.TritonError(told.to_wire(), code)
-            )
+            response = failure(pb, told)
         sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _inputs(self, request: Any, pb: Any) -> dict[str, Array]:

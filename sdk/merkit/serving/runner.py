@@ -123,10 +123,7 @@ class StepModel:
                 return pb.InferenceResponse(output_tensors=tensors)
             except Exception as error:
                 answer = self._typed(error)
-        refused = isinstance(answer, InputError)
-        code = pb.TritonError.INVALID_ARG if refused else pb.TritonError.INTERNAL
-        error = pb.TritonError(answer.to_wire(), code)
-        return pb.InferenceResponse(output_tensors=[], error=error)
+        return failure(pb, answer)
 
     def _typed(self, error: Exception) -> MerkitError:
         return error if isinstance(error, MerkitError) else failed(self.step.name, error)
@@ -227,3 +224,11 @@ def failed(step: str, error: Exception) -> InferenceError:
         "",
         "check the input's shapes; if they are right, report this message",
     )
+
+
+def failure(pb: Any, error: MerkitError) -> Any:
+    """The response that carries a typed error; `pb` is the stub's own module."""
+    refused = isinstance(error, InputError)
+    code = pb.TritonError.INVALID_ARG if refused else pb.TritonError.INTERNAL
+    told = pb.TritonError(error.to_wire(), code)
+    return pb.InferenceResponse(output_tensors=[], error=told)
