@@ -30,7 +30,7 @@ FOREIGN_GRAPH = rule(
 )
 
 
-def check(repository: Repository, _options: Options, _skip: Skip) -> Iterator[Finding]:
+def check(repository: Repository, options: Options, _skip: Skip) -> Iterator[Finding]:
     """The contract ids inside each ensemble and each model."""
     for ensemble in repository.ensembles():
         agreed = ensemble.parameter(KEY)
@@ -41,7 +41,7 @@ def check(repository: Repository, _options: Options, _skip: Skip) -> Iterator[Fi
                 place = f"step {step.model_name}"
                 text = f"contract {found}, and the ensemble's is {agreed}"
                 yield MIXED.at(ensemble.name, place, text, "render one bundle's models together")
-    for model in repository.runners():
+    for model in repository.runners() if options.graphs else ():
         agreed = model.parameter(KEY)
         if agreed and onnx_installed():
             for path in graph_files(model):

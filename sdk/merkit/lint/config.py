@@ -180,8 +180,8 @@ def _backend(model: Model, options: Options) -> Iterator[Finding]:
         action = f"write {near!r}" if near else "install it, and name it with --backend"
         yield UNKNOWN_BACKEND.at(model.name, "backend", f"there is no backend {name!r}", action)
     belongs = PLATFORM_BACKENDS.get(config.platform)
-    if config.backend and config.platform and (belongs or name) != name:
-        found = f"platform {config.platform!r} is of the backend {belongs!r}, not {name!r}"
+    if config.backend in PLATFORM_BACKENDS.values() and config.platform and belongs != name:
+        found = f"platform {config.platform!r}, and the backend is {name!r}"
         yield PAIR.at(model.name, "platform", found, "drop the platform")
 
 

@@ -45,7 +45,7 @@ MISSING_MODEL = rule(
     "error",
     "a step whose model, or whose version of it, is not in the repository",
     "core/src/model_repository_manager",
-    "depends on",
+    "ensemble",
 )
 CIRCULAR = rule(
     "ensemble-circular",

@@ -26,13 +26,20 @@ STRAY_FOLDER = rule(
     "error",
     "a folder in the root, even a hidden one, that is no model",
     "server 24.10 stops at it",
-    "Could not determine backend for model",
+    "failed to poll from model repository",
 )
 NO_CONFIG = rule(
     "no-config",
     "warning",
     "a model without config.pbtxt: the server guesses backend, tensors and batching",
     "Triton user guide, Model Configuration, Auto-Generated Model Configuration",
+)
+NO_CONFIG_STRICT = rule(
+    "no-config-strict",
+    "error",
+    "a model without config.pbtxt in a server that is told not to complete configs",
+    "Triton user guide, Model Configuration, Auto-Generated Model Configuration",
+    "config.pbtxt",
 )
 SYNTAX = rule(
     "config-syntax",
@@ -83,7 +90,8 @@ VERSION_NAME = rule(
 NO_FILE = rule(
     "no-model-file",
     "error",
-    "a version folder without the file that the backend loads",
+    "a version folder without the file that the backend loads; without its model.py a Python model "
+    "neither loads nor fails: the call to load it never returns",
     "Triton user guide, Model Repository, Model Files",
     "model.py",
 )
@@ -91,8 +99,8 @@ LABELS = rule(
     "label-file",
     "error",
     "a label_filename that is not in the model's folder",
-    "core/src/model.cc; server 24.10 refuses it",
-    "unable to open label file",
+    "core/src/label_provider.cc",
+    "failed to open text file for read",
 )
 IGNORED_FOLDERS = ("warmup", "initial_state", "configs")
 
@@ -118,10 +126,8 @@ def check(repository: Repository, options: Options, _skip: Skip) -> Iterator[Fin
 
 def _config(model: Model, options: Options) -> Iterator[Finding]:
     if model.text is None:
-        refused = "" if options.completes_configs else ", and this server is told not to"
-        yield NO_CONFIG.at(
-            model.name, CONFIG, f"there is none, so Triton has to guess{refused}", "write one"
-        )
+        chosen = NO_CONFIG if options.completes_configs else NO_CONFIG_STRICT
+        yield chosen.at(model.name, CONFIG, "there is none, so Triton has to guess", "write one")
     if model.config is None:
         yield SYNTAX.at(model.name, CONFIG, model.problem, "correct that line")
         return

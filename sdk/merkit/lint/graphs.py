@@ -97,8 +97,10 @@ class Graph:
     metadata: Mapping[str, str]
 
 
-def check(repository: Repository, _options: Options, skip: Skip) -> Iterator[Finding]:
+def check(repository: Repository, options: Options, skip: Skip) -> Iterator[Finding]:
     """Every model of the ONNX Runtime backend against its graph."""
+    if not options.graphs:
+        return
     models = [model for model in repository.runners() if model.backend == "onnxruntime"]
     paths = [(model, path) for model in models for path in graph_files(model)]
     if paths and not onnx_installed():

@@ -32,6 +32,8 @@ class Options:
     """The Python environment that Python models run in."""
     backends: frozenset[str] = field(default_factory=frozenset)
     """Names of backends that are installed beside Triton's own."""
+    graphs: bool = True
+    """Whether to read ONNX files; a bundle's have been proven before."""
 
     @property
     def completes_configs(self) -> bool:

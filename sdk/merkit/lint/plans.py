@@ -6,15 +6,23 @@ beside each plan holds the profiles it was built with and the ONNX file it came 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from merkit.bundle import sha256_file
+from merkit.errors import BundleCorruptError
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
 from merkit.lint.repository import Model, Repository
+from merkit.plans import STRIP_PLAN, Profile, Sidecar, read_sidecar
+
+COUNTED = {
+    "BATCH_ELEMENT_COUNT": 0,
+    "BATCH_ACCUMULATED_ELEMENT_COUNT": 0,
+    "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": 1,
+}
+"""Kinds of batch_input with a value for each request, and how many values they hold beside."""
 
 BATCH = rule(
     "profile-batch",
@@ -26,13 +34,19 @@ SHAPE = rule(
     "profile-shape",
     "error",
     "dims that no profile of the plan allows",
-    "tensorrt_backend/src/instance_state.cc, ValidateIO",
+    "tensorrt_backend/src/instance_state.cc",
 )
 INDEX = rule(
     "profile-index",
     "error",
     "an instance group that asks for a profile the plan does not have",
     "Triton user guide, Model Configuration, TensorRT Optimization Profile",
+)
+STRIPPED = rule(
+    "plan-stripped",
+    "error",
+    "a plan without its weights: Triton does not refit what it loads",
+    "TensorRT developer guide, Weight-Stripped Engines",
 )
 STALE = rule(
     "plan-stale",
@@ -63,51 +77,58 @@ def check(repository: Repository, _options: Options, _skip: Skip) -> Iterator[Fi
 def _plan(model: Model, path: Path) -> Iterator[Finding]:
     place = f"{path.parent.name}/{path.name}"
     try:
-        sidecar = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        profiles = [dict(profile) for profile in sidecar["profiles"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        yield NO_SIDECAR.at(
-            model.name, place, "no sidecar beside it", "build it with merkit-export"
-        )
+        sidecar = read_sidecar(path.with_suffix(".json"))
+    except BundleCorruptError:
+        found, action = "no sidecar tells what it takes", "build it with merkit-export tensorrt"
+        yield NO_SIDECAR.at(model.name, place, found, action)
         return
-    source, onnx = sidecar.get("onnx_sha256"), path.parent / "model.onnx"
-    if source and onnx.is_file() and hashlib.sha256(onnx.read_bytes()).hexdigest() != source:
+    source = path.parent / "model.onnx"
+    if source.is_file() and sha256_file(source) != sidecar.onnx_sha256:
         found = "model.onnx has changed since"
         yield STALE.at(model.name, place, found, "run merkit-export tensorrt again")
+    if STRIP_PLAN in sidecar.flags:
+        yield STRIPPED.at(model.name, place, "it holds no weights", "build it without --strip-plan")
+    yield from _profiles(model, place, sidecar)
+
+
+def _profiles(model: Model, place: str, sidecar: Sidecar) -> Iterator[Finding]:
     most = model.config.max_batch_size
-    if most and profiles and not any(_batch(p) >= most for p in profiles):
-        found = f"max_batch_size {most}, and the profiles end at {max(map(_batch, profiles))}"
+    batches = [size for p in sidecar.profiles if (size := _batch(model, p)) is not None]
+    if most and batches and max(batches) < most:
+        found = f"max_batch_size {most}, and the profiles end at {max(batches)}"
         yield BATCH.at(model.name, place, found, "lower it, or build the plan for larger batches")
     for group in model.config.instance_group:
         for index in group.profile:
-            if index.isdigit() and int(index) >= len(profiles):
-                found = f"profile {index} of {len(profiles)}"
+            if index.isdigit() and int(index) >= len(sidecar.profiles):
+                found = f"profile {index} of {len(sidecar.profiles)}"
                 yield INDEX.at(model.name, "instance_group", found, "name one that the plan has")
     for tensor in model.config.input:
-        if profiles and not any(_fits(p, tensor, bool(most)) for p in profiles):
+        if sidecar.profiles and not any(_fits(p, tensor, bool(most)) for p in sidecar.profiles):
             found = f"dims {list(tensor.dims)} lie outside every profile"
             yield SHAPE.at(model.name, f"input {tensor.name}", found, "let dims and profiles agree")
 
 
-def _ranges(profile: Mapping[str, Any], name: str) -> tuple[list[int], list[int]] | None:
-    """Smallest and largest shape of a tensor in a profile."""
-    entry = profile.get(name)
-    if not isinstance(entry, Mapping) or not entry.get("min") or not entry.get("max"):
-        return None
-    return list(entry["min"]), list(entry["max"])
+def _batch(model: Model, profile: Profile) -> int | None:
+    """The largest batch that a profile takes; None where no tensor of it tells."""
+    largest = []
+    for tensor in model.config.input:
+        if tensor.name in profile and not tensor.allow_ragged_batch:
+            largest.append(profile[tensor.name][2][0])
+    for entry in model.config.batch_input:
+        kinds = type(entry).DESCRIPTOR.fields_by_name["kind"].enum_type.values_by_number
+        beside = COUNTED.get(kinds[entry.kind].name)
+        for name in entry.target_name if beside is not None else ():
+            if name in profile:
+                largest.append(profile[name][2][0] - (beside or 0))
+    return min(largest, default=None)
 
 
-def _batch(profile: Mapping[str, Any]) -> int:
-    """The largest batch: the least of the first dimensions of tensors that have one."""
-    ranges = [r for name in profile if (r := _ranges(profile, name)) and len(r[1]) > 1]
-    return min((most[0] for _, most in ranges), default=0)
-
-
-def _fits(profile: Mapping[str, Any], tensor: Any, batched: bool) -> bool:
-    ranges = _ranges(profile, tensor.name)
-    if ranges is None or tensor.allow_ragged_batch:
+def _fits(profile: Profile, tensor: Any, batched: bool) -> bool:
+    if tensor.name not in profile or tensor.allow_ragged_batch:
         return True
-    least, most = (bounds[1:] if batched else bounds for bounds in ranges)
+    least, _, most = profile[tensor.name]
+    if batched:
+        least, most = least[1:], most[1:]
     return len(tensor.dims) == len(most) and all(
         dim == -1 or low <= dim <= high
         for dim, low, high in zip(tensor.dims, least, most, strict=True)

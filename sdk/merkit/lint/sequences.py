@@ -31,9 +31,10 @@ STRATEGY = rule(
 )
 CACHE = rule(
     "sequence-cache",
-    "warning",
+    "error",
     "a response cache on a sequence model, whose answers depend on what came before",
-    "Triton user guide, Triton Response Cache, Known Limitations; newer servers refuse it",
+    CORE + " ValidateModelConfig",
+    "Response Cache does not currently support",
 )
 
 

@@ -53,9 +53,10 @@ IDLE = rule(
 )
 BATCH = rule(
     "warmup-batch",
-    "warning",
-    "a warm-up sample of a larger batch than max_batch_size: the server loads and warms up nothing",
-    GUIDE + ", Model Warmup; server 24.10 loads it",
+    "error",
+    "a warm-up sample of a larger batch than max_batch_size",
+    GUIDE + ", Model Warmup",
+    "failed to run warmup sample",
 )
 
 

@@ -1,0 +1,111 @@
+"""Lint agrees with the real server: what it calls an error is refused, what it warns of loads.
+
+One server in explicit mode is handed every broken model beside the others, which takes seconds;
+lint saw each of them alone, in test_lint.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as grpc
+from lint_cases import CASES, Case, write_case, write_relay
+from tritonclient.utils import InferenceServerException
+
+from merkit.lint import RULES
+from merkit.serving.server import HOST, free_ports
+from merkit.serving.tritonserver import Installation, assemble
+
+LOG = "server.log"
+LOAD_SECONDS, HANG_SECONDS = 60.0, 4.0
+
+
+def name_of(case: Case) -> str:
+    return f"case_{CASES.index(case):02d}"
+
+
+@pytest.fixture(scope="module")
+def verdicts(triton: Installation, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The server's message for each case by name; "" where the model loads."""
+    root = tmp_path_factory.mktemp("judged")
+    repository = root / "models"
+    write_relay(repository)
+    for case in CASES:
+        write_case(repository, case, name_of(case))
+    with served(triton, repository, root) as client:
+        client.load_model("relay")
+        return {case.name: verdict(client, case, root / LOG) for case in CASES}
+
+
+class served:  # noqa: N801  (a context manager that reads like a word)
+    """A server on a repository, nothing loaded, and a client of it."""
+
+    def __init__(self, triton: Installation, repository: Path, root: Path) -> None:
+        support = root / "support"
+        support.mkdir()
+        backends, environment = assemble(triton, support)
+        ports = dict(zip(("grpc", "http", "metrics"), free_ports(HOST, (0, 0, 0)), strict=True))
+        self.prefix = f"merkit-lint-{os.getpid()}"
+        command = [
+            str(triton.binary),
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={self.prefix}",
+            "--model-control-mode=explicit",
+            "--disable-auto-complete-config",
+            "--exit-timeout-secs=2",
+        ]
+        for service, port in ports.items():
+            command += [f"--{service}-address={HOST}", f"--{service}-port={port}"]
+        self.log = (root / LOG).open("wb")
+        self.process = subprocess.Popen(
+            command, stdout=self.log, stderr=self.log, env=environment, cwd=root
+        )
+        self.client = grpc.InferenceServerClient(f"{HOST}:{ports['grpc']}")
+
+    def __enter__(self) -> grpc.InferenceServerClient:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                if self.client.is_server_live():
+                    return self.client
+            except InferenceServerException:
+                time.sleep(0.1)
+        self.__exit__()
+        raise AssertionError("the server did not start")
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+        for region in Path("/dev/shm").glob(f"{self.prefix}*"):
+            region.unlink(missing_ok=True)
+
+
+def verdict(client: grpc.InferenceServerClient, case: Case, log: Path) -> str:
+    """What the server says of the model, the lines that it only logs included; "" if it loads."""
+    before = log.stat().st_size
+    try:
+        client.load_model(
+            name_of(case), client_timeout=HANG_SECONDS if case.hangs else LOAD_SECONDS
+        )
+    except InferenceServerException as error:
+        logged = log.read_bytes()[before:].decode("utf-8", "replace")
+        return f"{error}\n{logged}"
+    return ""
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_lint_agrees_with_the_server(case: Case, verdicts: dict[str, str]) -> None:
+    rule, found = RULES[case.rule], verdicts[case.name]
+    assert bool(found) == (rule.severity == "error"), found or "the server loads it"
+    assert rule.verdict in found
