@@ -28,7 +28,7 @@ INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PACKAGES := sdk training export benchmarks
 LOCK := pyproject.toml constraints.txt
 
-.PHONY: demo test check bundle studies bench agreement lazy serve triton install clean
+.PHONY: demo test check bundle studies training-costs bench agreement lazy serve triton install clean
 
 demo: .venv/.demo  ## predict the sample clip with the checked-in bundle; no torch
 	@mkdir -p out
@@ -61,6 +61,11 @@ studies: .venv/.dev  ## the seed's tables over seeds: hours; resumes; rewrites d
 	for study in emotion-vit internvit audio-text joint-tuning text-tuning; do \
 	  $(BIN)/merkit-train study training/studies/$$study.toml --corpus $(CORPUS) --out runs/studies \
 	    --page docs/studies/$$study.md || exit 1; done
+
+training-costs: .venv/.dev  ## samples a second and memory of each training stage
+	@mkdir -p out
+	$(BIN)/python -m merkit_bench.training --recipe $(RECIPE) > out/training-costs.md
+	mv out/training-costs.md docs/training-costs.md
 
 bench: .venv/.dev .venv-triton/.ready  ## PyTorch, embedded and Triton side by side
 	$(BIN)/python -m merkit_bench --bundle $(BUNDLE) --run $(RUN) --out out/bench \
