@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -15,14 +14,13 @@ from typing import Any
 import grpc
 import pytest
 from entries import decoded_entry
-from toy import LABELS, WIDTH
+from fake_triton import CONTRACT, FakeTriton, aborts, parameters
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from merkit.backends.breaker import CircuitBreaker
 from merkit.backends.grpc_errors import translate
 from merkit.backends.triton import TritonBackend
-from merkit.contract import Contract
 from merkit.errors import (
     ClipUnreadableError,
     ContractMismatchError,
@@ -35,37 +33,6 @@ from merkit.errors import (
     ServerUnavailableError,
 )
 from merkit.pipeline import GROUPS, standard_contract
-
-CONTRACT = standard_contract(LABELS, dict.fromkeys(GROUPS, WIDTH))
-
-
-def parameters(contract: Contract) -> dict[str, str]:
-    return {"contract": json.dumps(contract.to_json()), "bundle_id": "b1"}
-
-
-class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """A gRPC server that answers as told."""
-
-    def __init__(self) -> None:
-        self.ready = True
-        self.parameters = parameters(CONTRACT)
-        self.calls = 0
-        self.infer: Callable[[Any], Any] = lambda _: service_pb2.ModelInferResponse()
-
-    def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
-        return service_pb2.ModelReadyResponse(ready=self.ready)
-
-    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
-        answer = service_pb2.ModelConfigResponse()
-        for key, value in self.parameters.items():
-            answer.config.parameters[key].string_value = value
-        return answer
-
-    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
-        self.calls += 1
-        return self.infer(context)
-
-    ModelStatistics = ModelInfer
 
 
 @contextmanager
@@ -86,10 +53,6 @@ def fake() -> Iterator[tuple[FakeTriton, str]]:
     servicer = FakeTriton()
     with running(servicer) as url:
         yield servicer, url
-
-
-def aborts(code: grpc.StatusCode, text: str = "x") -> Callable[[Any], Any]:
-    return lambda context: context.abort(code, text)
 
 
 @pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c is not grpc.StatusCode.OK])
@@ -250,7 +213,7 @@ def test_tensors_are_checked_before_they_are_sent(fake: tuple[FakeTriton, str]) 
     backend = TritonBackend(url)
     entry = decoded_entry()
     for wrong in (
-        {"text": entry["text"]},
+        {"waveform": entry["waveform"]},
         entry | {"clip": entry["waveform"]},
         entry | {"waveform": entry["waveform"].astype("float64")},
         entry | {"text": entry["text"].astype(object) + "\ud800"},

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merkit.errors import AccessDeniedError, CertificateError, InvalidInputError
+from merkit.errors import AccessDeniedError, CertificateError, InvalidInputError, MerkitError
 
 PathLike = str | os.PathLike[str]
 TOKEN_HEADER = "merkit-token"
@@ -97,6 +97,8 @@ class Security:
             return {}
         try:
             token = self.token() if callable(self.token) else self.token
+        except MerkitError:
+            raise
         except Exception as error:
             raise AccessDeniedError(
                 f"no token could be had ({type(error).__name__}: {error})",

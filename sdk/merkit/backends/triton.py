@@ -62,6 +62,8 @@ CHANNEL = [  # without these a channel waits up to two minutes before it tries a
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # calls go to every address behind the name in turn; by default one takes them all
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
 ]
 
 

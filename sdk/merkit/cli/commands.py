@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merkit import __version__
-from merkit.cli import calibrate, lint
+from merkit.cli import access, calibrate, lint, serve
 from merkit.errors import BundleNotFoundError, MerkitError
 
 if TYPE_CHECKING:
@@ -86,13 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"merkit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_predict(commands)
-    serve = commands.add_parser("serve", help="serve a bundle with Triton until Ctrl-C")
-    serve.add_argument("bundle", type=Path, metavar="BUNDLE")
-    for name in ("grpc", "http", "metrics"):
-        serve.add_argument(f"--{name}-port", type=int, default=0, metavar="N", help="0: a free one")
-    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--threads", type=int, default=0, metavar="N", help="of each model; 0: all")
-    serve.set_defaults(run=_serve)
+    serve.add(commands, lambda line: _say(line, flush=True))
     inspect = commands.add_parser("inspect", help="show what a bundle holds")
     verify = commands.add_parser("verify", help="check a bundle and try every mix of modalities")
     for command, run in ((inspect, _inspect), (verify, _verify)):
@@ -132,6 +126,7 @@ def _add_predict(commands: Any) -> None:
         "--lazy", action="store_true", help="skip branches whose votes cannot change the label"
     )
     predict.add_argument("--yunet", type=Path, metavar="PATH", help="find faces with this model")
+    access.add_options(predict)
     predict.set_defaults(run=_predict)
 
 
@@ -163,6 +158,8 @@ def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         parser.error("--deadline and --decode go with --url")
     if args.url is not None and args.lazy:
         parser.error("--lazy goes with a bundle run here, not with --url")
+    if args.url is None and access.given(args):
+        parser.error("--ca, --cert, --key and --token-file go with --url")
     if args.deadline is not None and not args.deadline > 0:
         parser.error("--deadline must be more than 0 seconds")
     if args.url is not None and args.yunet is not None and args.decode != "client":
@@ -187,6 +184,7 @@ def _client(args: argparse.Namespace) -> Client:
     if args.url is None:
         return load(_bundle(args.bundle), lazy=args.lazy, detector=detector)
     options = {"deadline": args.deadline, "decode": args.decode, "detector": detector}
+    options["security"] = access.security(args)
     return connect(args.url, **{k: v for k, v in options.items() if v is not None})
 
 
@@ -231,19 +229,6 @@ def error_json(error: MerkitError) -> dict[str, str]:
     """An error as plain values."""
     fields = {"kind": type(error).__name__, "message": str(error), "found": error.found}
     return fields | {"expected": error.expected, "action": error.action}
-
-
-def _serve(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
-    from merkit.serving import ServeOptions, serve
-
-    options = ServeOptions(
-        host=args.host,
-        grpc_port=args.grpc_port,
-        http_port=args.http_port,
-        metrics_port=args.metrics_port,
-        threads=args.threads,
-    )
-    return serve(args.bundle, options, say=lambda line: _say(line, flush=True))
 
 
 def _inspect(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:

@@ -22,9 +22,13 @@ from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
 
 from merkit.admission import admit
+from merkit.backends.entries import DIGITS
+from merkit.backends.security import is_loopback
 from merkit.bundle import Bundle, open_bundle
 from merkit.errors import InferenceError, InvalidInputError, MerkitError, ServerUnavailableError
 from merkit.serving.deployment import DEFAULT, Deployment, StepDeployment
+from merkit.serving.guard import METRICS, PLAIN, Protection, Tracing
+from merkit.serving.control import loading_order
 from merkit.serving.render import render
 from merkit.serving.scratch import ScratchFolder
 from merkit.serving.tritonserver import Installation, assemble, find_installation
@@ -40,6 +44,7 @@ SPAWN = (  # the kernel kills the server when merkit dies; a stuck one would ign
     "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
     "os.execv(sys.argv[2], sys.argv[2:])\n"
 )
+Served = str | os.PathLike[str] | Bundle
 FAILED_MODEL = re.compile(r"failed to load '([^']+)' version \d+: ([^\n]*)")
 
 
@@ -48,7 +53,11 @@ class ServeOptions:
     """How to run a server."""
 
     host: str = HOST
-    """Address to bind to. Triton has no authentication: keep it on loopback or behind a proxy."""
+    """Address to bind to. Beyond loopback, protect it."""
+    protection: Protection = PLAIN
+    """TLS, a token, and who may administer the server; default: nobody may."""
+    tracing: Tracing | None = None
+    """Where to send spans; None: nowhere."""
     grpc_port: int = 0
     """0 picks a free port, here and below."""
     http_port: int = 0
@@ -57,6 +66,10 @@ class ServeOptions:
     """Intra-op threads of each ONNX session; 0 means one for each core."""
     decoders: int = 1
     """Copies of the steps that decode clips and find faces."""
+    versioned: bool = False
+    """Name models after what they hold; always where several bundles are served."""
+    explicit: bool = False
+    """Let bundles be loaded and unloaded while it runs; whoever has the admin key may."""
     deployment: Deployment = DEFAULT
     """This host's choices; a server without ONNX Runtime's backend runs its steps in Python."""
     start_seconds: float = 120.0
@@ -75,7 +88,7 @@ class Server:
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str] | Bundle,
+        bundle: Served | Sequence[Served],
         options: ServeOptions = ServeOptions(),
         installation: Installation | None = None,
         progress: Callable[[str], None] | None = None,
@@ -83,7 +96,7 @@ class Server:
         """Starts the server and waits until it is ready.
 
         Args:
-            bundle: an opened bundle, or its folder.
+            bundle: an opened bundle, or its folder; or several.
             options: ports and limits.
             installation: which server; None looks for one.
             progress: called with a line of text about once a second while waiting.
@@ -96,12 +109,16 @@ class Server:
             InferenceError: the server gave up; the message holds the telling lines of its log.
         """
         self.options = options
-        self.bundle = admit(bundle if isinstance(bundle, Bundle) else open_bundle(bundle))
+        given = [bundle] if isinstance(bundle, str | os.PathLike | Bundle) else bundle
+        opened = [one if isinstance(one, Bundle) else open_bundle(one) for one in given]
+        self.bundles = [admit(one) for one in opened]
+        self.bundle = self.bundles[0]
         self.installation = installation or find_installation(self.bundle.root)
         ports = (options.grpc_port, options.http_port, options.metrics_port)
         grpc, http_, metrics = free_ports(options.host, ports)
         self._address = (options.host, http_)
-        self.grpc = f"grpc://{options.host}:{grpc}"
+        scheme = "grpcs" if options.protection.certificate else "grpc"
+        self.grpc = f"{scheme}://{options.host}:{grpc}"
         self.http = f"http://{options.host}:{http_}"
         self.metrics = f"http://{options.host}:{metrics}/metrics"
         self._scratch = ScratchFolder()
@@ -159,7 +176,9 @@ class Server:
         options, installation = self.options, self.installation
         deployment = self._deployment()
         repository = self.folder / "models"
-        render(self.bundle, repository, deployment)
+        versioned = options.versioned or len(self.bundles) > 1
+        for bundle in self.bundles:
+            render(bundle, repository, deployment, versioned=versioned)
         support = self.folder / "support"
         support.mkdir()
         backends, environment = assemble(installation, support)
@@ -172,6 +191,11 @@ class Server:
             f"--exit-timeout-secs={EXIT_SECONDS}",
             f"--log-verbose={options.verbose}",
         ]
+        if options.explicit:
+            command.append("--model-control-mode=explicit")
+            command += [f"--load-model={name}" for name in loading_order(repository)]
+        command += [*METRICS, *options.protection.flags()]
+        command += options.tracing.flags() if options.tracing else []
         for service, port in zip(("grpc", "http", "metrics"), ports, strict=True):
             command += [f"--{service}-address={options.host}", f"--{service}-port={port}"]
         return command, environment
@@ -276,7 +300,7 @@ def telling_lines(log: str, most: int = 12) -> str:
 
 
 def serve(
-    bundle: str | os.PathLike[str],
+    bundle: Served | Sequence[Served],
     options: ServeOptions = ServeOptions(),
     say: Callable[[str], None] = print,
 ) -> int:
@@ -287,11 +311,15 @@ def serve(
     with _signals_as_interrupt():
         try:
             with Server(bundle, options, progress=say) as server:
-                say(f"serving {server.bundle.root} (contract {server.bundle.contract.contract_id})")
+                for served in server.bundles:
+                    identity = f"bundle {served.bundle_id[:DIGITS]}, contract"
+                    say(f"serving {served.root} ({identity} {served.contract.contract_id})")
                 say(f"  grpc     {server.grpc}")
                 say(f"  http     {server.http}")
                 say(f"  metrics  {server.metrics}")
                 say(f"  log      {server.log}")
+                if not (is_loopback(options.host) or options.protection.certificate):
+                    say("without TLS, whoever is on the way can read what clients send")
                 say("press Ctrl-C to stop")
                 status = server.wait()
                 raise InferenceError(

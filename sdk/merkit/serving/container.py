@@ -1,0 +1,81 @@
+"""What the container runs: Triton, shut by default, on the repository that lies there.
+
+NVIDIA's image starts a server with every port open and every model loadable by anybody. This
+entry reads what the host decided out of the environment and becomes tritonserver:
+
+    MERKIT_REPOSITORY      the model repository; default: /models
+    MERKIT_TLS_CERT, MERKIT_TLS_KEY, MERKIT_CLIENT_CA, MERKIT_TOKEN_FILE, MERKIT_ADMIN_KEY_FILE
+                           files: see `merkit.serving.guard.Protection`
+    MERKIT_TRACE_URL, MERKIT_TRACE_RATE
+                           see `merkit.serving.guard.Tracing`
+
+Further arguments are tritonserver's own and come last.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from merkit.errors import InvalidInputError, MerkitError
+from merkit.serving.guard import METRICS, Protection, Tracing
+
+REPOSITORY = "/models"
+EXIT_SECONDS = 20
+"""That requests under way get when the container is told to stop; the chart's grace is longer."""
+
+
+def command(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> list[str]:
+    """The whole command line of tritonserver.
+
+    Raises InvalidInputError for files and settings that cannot be used.
+    """
+
+    def file(name: str) -> Path | None:
+        return Path(stated) if (stated := environment.get(f"MERKIT_{name}")) else None
+
+    protection = Protection(
+        certificate=file("TLS_CERT"),
+        key=file("TLS_KEY"),
+        client_ca=file("CLIENT_CA"),
+        token_file=file("TOKEN_FILE"),
+        admin_key_file=file("ADMIN_KEY_FILE"),
+    )
+    tracing: list[str] = []
+    if url := environment.get("MERKIT_TRACE_URL"):
+        tracing = Tracing(url, _rate(environment.get("MERKIT_TRACE_RATE") or "1000")).flags()
+    return [
+        "tritonserver",
+        f"--model-repository={environment.get('MERKIT_REPOSITORY') or REPOSITORY}",
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        "--disable-auto-complete-config",
+        f"--exit-timeout-secs={EXIT_SECONDS}",
+        *METRICS,
+        *protection.flags(),
+        *tracing,
+        *arguments,
+    ]
+
+
+def _rate(text: str) -> int:
+    if not text.isdecimal():
+        raise InvalidInputError(
+            f"MERKIT_TRACE_RATE is {text!r}", "a whole number", "trace one of so many requests"
+        )
+    return int(text)
+
+
+def main() -> None:
+    """Becomes tritonserver, so that signals and the exit status are the server's own."""
+    try:
+        line = command(os.environ, sys.argv[1:])
+        os.execvp(line[0], line)
+    except (MerkitError, OSError) as error:
+        sys.exit(f"merkit: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The container: its recipe, and the command that it becomes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from merkit import __version__
+from merkit.errors import InvalidInputError
+from merkit.serving import container
+from merkit.serving.guard import ADMINISTRATION, ANSWERS, Protection, Tracing
+from merkit.serving.server import ServeOptions
+from merkit.serving.tritonserver import Installation
+
+DOCKERFILE = REPOSITORY / "triton_repo" / "Dockerfile"
+LINES = re.sub(r"\\\n\s*", " ", DOCKERFILE.read_text("utf-8")).splitlines()
+INSTRUCTIONS = [line.split(maxsplit=1) for line in LINES if line and line[0] not in "# "]
+FINAL = INSTRUCTIONS[max(i for i, (name, _) in enumerate(INSTRUCTIONS) if name == "FROM") :]
+SECRET = "a-secret-of-some-length"
+
+
+def stated(name: str) -> list[str]:
+    return [rest for instruction, rest in FINAL if instruction == name]
+
+
+def test_the_linter_has_no_complaint() -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run([hadolint, str(DOCKERFILE)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_source_that_is_copied_exists_and_is_sent_to_the_build() -> None:
+    sent = Path(f"{DOCKERFILE}.dockerignore").read_text("utf-8").splitlines()
+    admitted = {line[1:] for line in sent if line.startswith("!")}
+    copied = [rest.split()[:-1] for name, rest in INSTRUCTIONS if name == "COPY"]
+    sources = {s for parts in copied if not parts[0].startswith("--from") for s in parts}
+    assert sources == admitted
+    assert all((REPOSITORY / source).exists() for source in sources)
+
+
+def test_the_wheels_own_sources_are_among_them() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    copied = {rest.split()[0] for name, rest in INSTRUCTIONS if name == "COPY"}
+    assert {package.split("/")[0] for package in packages} <= copied
+    extras = re.search(r'"\.\[([\w,]+)\]"', DOCKERFILE.read_text("utf-8"))
+    assert extras
+    assert set(extras[1].split(",")) <= set(project["project"]["optional-dependencies"])
+
+
+def test_it_runs_as_nobody_in_particular_and_says_how_it_is() -> None:
+    (user,) = stated("USER")
+    assert int(user.split(":")[0]) > 0
+    assert stated("HEALTHCHECK")
+    assert stated("STOPSIGNAL") == ["SIGTERM"]
+    assert f"VERSION={__version__}" in stated("ARG")
+    entry = json.loads(stated("ENTRYPOINT")[0])
+    assert entry[-3:] == ["python3", "-m", container.__name__]
+    variables = dict(part.split("=", 1) for part in stated("ENV")[0].split())
+    assert variables["ORT_DISABLE_TELEMETRY"] == "1"
+    assert variables["MERKIT_REPOSITORY"] == container.REPOSITORY
+    assert f"triton_repo/models {container.REPOSITORY}" in stated("COPY")
+
+
+def test_the_numpy_is_one_that_the_stub_understands() -> None:
+    locked = (REPOSITORY / "triton_repo" / "requirements.txt").read_text("utf-8")
+    assert re.search(r"^numpy==1\.", locked, re.MULTILINE)
+    assert "--constraint triton_repo/requirements.txt" in DOCKERFILE.read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def known(triton: Installation) -> set[str]:
+    """The options of the real tritonserver."""
+    done = subprocess.run(
+        [triton.binary, "--help"], env=triton.environment, capture_output=True, text=True
+    )
+    return set(re.findall(r"^\s*(--[a-z-]+)", done.stdout + done.stderr, re.MULTILINE))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Every file that the environment can name."""
+    made = {}
+    for name in ("TLS_CERT", "TLS_KEY", "CLIENT_CA", "TOKEN_FILE", "ADMIN_KEY_FILE"):
+        path = tmp_path / name.lower()
+        secret = name.endswith("_FILE")
+        path.write_text(f"{SECRET}-{name}\n" if secret else "-----BEGIN CERTIFICATE-----\n")
+        made[f"MERKIT_{name}"] = str(path)
+    return made
+
+
+def options(line: list[str]) -> set[str]:
+    return {part.partition("=")[0] for part in line[1:]}
+
+
+def test_every_option_is_one_that_triton_has(known: set[str], files: dict[str, str]) -> None:
+    traced = {**files, "MERKIT_TRACE_URL": "http://collector:4318/v1/traces"}
+    chart = (REPOSITORY / "triton_repo/helm/merkit/templates/deployment.yaml").read_text("utf-8")
+    arguments = re.findall(r"^ +- (--[a-z-]+=\d+)$", chart, re.MULTILINE)
+    assert arguments
+    for environment in ({}, files, traced):
+        assert options(container.command(environment, arguments)) <= known
+
+
+def test_nothing_is_open_that_was_not_opened(files: dict[str, str]) -> None:
+    shut = container.command({})
+    for service in ("grpc-restricted-protocol", "http-restricted-api"):
+        (one,) = [part for part in shut if part.startswith(f"--{service}=")]
+        assert one.startswith(f"--{service}={ADMINISTRATION}:admin-key=")
+    assert container.command({}) != shut, "nobody knows the key"
+    full = container.command(files)
+    token, admin = f"{SECRET}-TOKEN_FILE", f"{SECRET}-ADMIN_KEY_FILE"
+    assert f"--grpc-restricted-protocol={ANSWERS}:merkit-token={token}" in full
+    assert f"--grpc-restricted-protocol={ADMINISTRATION}:admin-key={admin}" in full
+    everything = f"--http-restricted-api={ADMINISTRATION},{ANSWERS}:admin-key={admin}"
+    assert everything in full, "HTTP has no TLS, so with TLS it answers health alone"
+    assert "--grpc-use-ssl-mutual=true" in full
+    plain = {"MERKIT_TOKEN_FILE": files["MERKIT_TOKEN_FILE"]}
+    assert f"--http-restricted-api={ANSWERS}:merkit-token={token}" in container.command(plain)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"MERKIT_TLS_CERT": "TLS_CERT"},
+        {"MERKIT_TLS_KEY": "TLS_KEY"},
+        {"MERKIT_CLIENT_CA": "CLIENT_CA"},
+        {"MERKIT_TOKEN_FILE": "/nowhere"},
+        {"MERKIT_TOKEN_FILE": "short"},
+        {"MERKIT_ADMIN_KEY_FILE": "colon"},
+        {"MERKIT_TLS_CERT": "short", "MERKIT_TLS_KEY": "short"},
+        {"MERKIT_TRACE_URL": "collector:4317"},
+        {"MERKIT_TRACE_URL": "http://collector", "MERKIT_TRACE_RATE": "often"},
+        {"MERKIT_TRACE_URL": "http://collector", "MERKIT_TRACE_RATE": "0"},
+    ],
+    ids=str,
+)
+def test_settings_that_would_not_protect_are_refused(
+    wrong: dict[str, str], files: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "short").write_text("secret")
+    (tmp_path / "colon").write_text("a:secret,with=all:that-splits")
+    environment = {
+        name: files.get(f"MERKIT_{value}", str(tmp_path / value) if "/" not in value else value)
+        if "TRACE" not in name
+        else value
+        for name, value in wrong.items()
+    }
+    with pytest.raises(InvalidInputError) as caught:
+        container.command(environment)
+    assert caught.value.action
+    assert SECRET not in str(caught.value)
+
+
+def test_the_entry_becomes_the_server_and_a_refusal_is_one_line(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    server = tmp_path / "bin" / "tritonserver"
+    server.parent.mkdir()
+    server.write_text('#!/bin/sh\necho "$$ $@"\n')
+    server.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{server.parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", container.__name__, "--log-verbose=1"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    out, _ = process.communicate(timeout=60)
+    pid, *arguments = out.split()
+    assert int(pid) == process.pid, "signals must reach the server itself"
+    assert arguments[0] == f"--model-repository={container.REPOSITORY}"
+    assert arguments[-1] == "--log-verbose=1"
+    lone = {**environment, "MERKIT_TLS_CERT": files["MERKIT_TLS_CERT"]}
+    refused = subprocess.run(command, env=lone, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+
+
+def test_a_server_is_on_loopback_and_shut_unless_it_is_told_otherwise() -> None:
+    assert ServeOptions().host == "127.0.0.1"
+    assert ServeOptions().protection == Protection()
+    assert any("restricted" in flag for flag in Protection().flags())
+    assert not [flag for flag in Tracing("http://c:4318/v1/traces").flags() if "=OFF" in flag]
