@@ -139,8 +139,8 @@ CASES = (
     Case(
         "a foreign platform",
         "platform-backend",
-        one('backend: "python"', 'backend: "onnxruntime" platform: "tensorrt_plan"'),
-        ("1/model.onnx",),
+        one('backend: "python"', 'backend: "pytorch" platform: "tensorrt_plan"'),
+        ("1/model.pt",),
     ),
     Case("a negative batch", "max-batch-negative", one("batch_size: 4", "batch_size: -1")),
     Case("no batch size", "max-batch-omitted", one("max_batch_size: 4\n", "")),

@@ -69,6 +69,12 @@ RAGGED = rule(
     "a ragged input for which the graph does not take one dimension of any length",
     BACKEND + " ValidateInputs",
 )
+BATCH_INPUT = rule(
+    "graph-batch-input",
+    "warning",
+    "a batch_input of another type than the graph's: the model loads, and every request fails",
+    "backend/src/backend_input_collector.cc; onnxruntime_backend compares request inputs alone",
+)
 OPTIONAL = rule(
     "graph-optional",
     "error",
@@ -194,6 +200,13 @@ def _inputs(model: Model, graph: Graph) -> Iterator[Finding]:
     for name in sorted(required - given - made):
         found = "the graph needs it, and the config does not name it"
         yield INPUTS.at(model.name, f"input {name}", found, "add it to the config")
+    for entry in config.batch_input:
+        for name in entry.target_name:
+            real = graph.inputs.get(name)
+            if real is not None and real.dtype != (dtype := _type_name(entry)):
+                found = f"TYPE_{dtype}, and the graph takes TYPE_{real.dtype}"
+                action = "export the graph with an input of the batch_input's type"
+                yield BATCH_INPUT.at(model.name, f"batch_input {name}", found, action)
     for tensor in config.input:
         if tensor.name not in graph.inputs:
             continue
@@ -225,8 +238,7 @@ def _outputs(model: Model, graph: Graph) -> Iterator[Finding]:
 
 
 def _dtype(model: Model, place: str, tensor: Any, real: Tensor) -> Iterator[Finding]:
-    names = type(tensor).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
-    dtype = names[tensor.data_type].name.removeprefix("TYPE_")
+    dtype = _type_name(tensor)
     if dtype not in (real.dtype, "INVALID"):
         found = f"TYPE_{dtype}, and the graph has TYPE_{real.dtype}"
         yield DTYPE.at(model.name, place, found, f"write TYPE_{real.dtype}")
@@ -261,3 +273,8 @@ def _shape(model: Model, place: str, tensor: Any, real: Tensor, exact: bool) -> 
     elif len(full) + 1 == len(real.shape) and not most:
         action += ", or set max_batch_size: the dims leave the batch dimension out"
     yield SHAPE.at(model.name, place, found, action)
+
+
+def _type_name(message: Any) -> str:
+    field = type(message).DESCRIPTOR.fields_by_name["data_type"]
+    return str(field.enum_type.values_by_number[message.data_type].name).removeprefix("TYPE_")

@@ -21,6 +21,7 @@ COUNTED = {
     "BATCH_ELEMENT_COUNT": 0,
     "BATCH_ACCUMULATED_ELEMENT_COUNT": 0,
     "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": 1,
+    "BATCH_ITEM_SHAPE": 0,
 }
 """Kinds of batch_input with a value for each request, and how many values they hold beside."""
 
