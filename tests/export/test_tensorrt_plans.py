@@ -177,6 +177,27 @@ def test_a_config_lists_the_plans_by_gpu(bundle: Bundle, monkeypatch: pytest.Mon
         triton_fields(bundle.root, "fusion")
 
 
+def test_the_tensorrt_flavour_serves_plans_and_leaves_the_rest_to_onnx_runtime(
+    bundle: Bundle,
+) -> None:
+    assert main(["render", str(bundle.root), "--flavour", "tensorrt"]) == 2  # no plans yet
+    build(bundle, steps=None)
+    assert main(["render", str(bundle.root), "--flavour", "tensorrt"]) == 0
+    configs = {p.parent.name: p.read_text() for p in bundle.root.glob("*/config.pbtxt")}
+    backends = {
+        name: word
+        for name, text in configs.items()
+        for word in ("tensorrt", "onnxruntime")
+        if f'backend: "{word}"' in text
+    }
+    assert backends.pop("preprocess") == backends.pop("voting") == "onnxruntime"
+    assert len(backends) == 6
+    assert set(backends.values()) == {"tensorrt"}
+    assert 'key: "9.0"' in configs["audio_encoder"]
+    assert 'value: "model.sm_90.plan"' in configs["audio_encoder"]
+    assert configs["audio_encoder"].count("profile: ") == 4
+
+
 def test_the_command_line(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     root = str(bundle.root)
     arguments = ["--step", "fusion", "--max-batch", "4", "--version-compatible"]

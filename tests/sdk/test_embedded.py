@@ -284,7 +284,7 @@ def test_onnxruntime_missing_or_installed_twice_is_said(
     toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "_installed", lambda _name: True)
-    with pytest.warns(RuntimeWarning, match="onnxruntime-gpu are both installed"):
+    with pytest.warns(RuntimeWarning, match=r"onnxruntime and onnxruntime-gpu .* side by side"):
         EmbeddedBackend(toy_bundle).close()
     monkeypatch.setattr(sessions, "_installed", lambda name: name == "onnxruntime")
     with warnings.catch_warnings():

@@ -41,6 +41,8 @@ ONNX_TYPES = {
     "float32": "tensor(float)",
     "bool": "tensor(bool)",
 }
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+"""Packages that hold one and the same module, each with other providers."""
 ONLY_FATAL = 4  # ONNX Runtime's log level; its errors come back as exceptions
 
 
@@ -142,11 +144,12 @@ def _providers(ort: Any, wanted: Sequence[str] | None) -> list[str]:
 
 def _onnxruntime() -> Any:
     onnxruntime = import_onnxruntime()
-    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+    found = [name for name in DISTRIBUTIONS if _installed(name)]
+    if len(found) > 1:
         warnings.warn(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-            "expected one of them; run: pip uninstall onnxruntime onnxruntime-gpu, then install "
-            "merkit[local] or merkit[gpu]",
+            f"{' and '.join(found)} are installed side by side and overwrite each other's files; "
+            f"expected one of them; run: pip uninstall {' '.join(found)}, then install one again, "
+            "such as merkit[local] or merkit[gpu]",
             RuntimeWarning,
             stacklevel=2,
         )
