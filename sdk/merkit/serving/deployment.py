@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from merkit.errors import InvalidInputError
+from merkit.media.limits import Limits
 
 Flavour = Literal["onnxruntime", "tensorrt", "python"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
@@ -97,6 +98,8 @@ class Deployment:
     """Further entry points, by name."""
     steps: Mapping[str, StepDeployment] = field(default_factory=dict)
     """Choices for single steps, by name."""
+    limits: Limits = field(default_factory=Limits)
+    """What a clip may be at most that this server decodes."""
 
     def of(self, step: str) -> StepDeployment:
         """The choices for `step` with the general ones where it has none of its own."""
@@ -144,6 +147,8 @@ def check_choices(deployment: Deployment, where: str = "the deployment") -> None
     """
     _check_range(deployment, where, "threads", 0)
     _check_common(deployment, where, "")
+    for limit in fields(Limits):
+        _check_range(deployment.limits, where, limit.name, 1, "limits.")
     for name, step in deployment.steps.items():
         prefix = f"steps.{name}."
         _check_common(step, where, prefix)
@@ -203,6 +208,8 @@ _NAMES = ("inputs", "outputs")
 
 def _value(key: str, value: Any, where: str, name: str) -> Any:
     """One value, converted to its field's type."""
+    if key == "limits":
+        return _read(Limits, value, where, f"{name}.")
     if key == "queue":
         return _read(QueuePolicy, value, where, f"{name}.")
     if key in _TABLES:
@@ -222,7 +229,7 @@ def _value(key: str, value: Any, where: str, name: str) -> Any:
         return texts if key in _NAMES else tuple(Path(text) for text in texts)
     if key == "gpus":
         return _list(value, int, where, name)
-    if key == "timeout_ms" and isinstance(value, float):
+    if key in ("timeout_ms", "max_seconds") and isinstance(value, float):
         return value
     return _typed(value, int, where, name, "a whole number")
 

@@ -8,16 +8,19 @@ equal bytes.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from merkit.bundle import DEPLOYMENT_NAMES, MANIFEST, SIGNATURES, Bundle
 from merkit.contract import MODALITIES, StepSpec, canonical
 from merkit.errors import InvalidInputError
+from merkit.media.limits import Limits
 from merkit.pipeline import absent_tensors
-from merkit.plans import plans_of, triton_fields
+from merkit.plans import ON_HOST, plans_of, triton_fields
 from merkit.serving.batching import batch_fields, wire
 from merkit.serving.config import (
     CONSTANTS,
@@ -43,6 +46,9 @@ __all__ = ["TritonPythonModel"]
 '''
 MANIFEST_OF = "bundle-{}.json"
 """The manifest's name beside those of other bundles."""
+NO_CACHE = "__pycache__"
+"""A file where Python would make a folder. What a stub writes there changes the model's folder,
+and Triton, asked to load another bundle, would load this model anew."""
 KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 
 
@@ -77,13 +83,21 @@ def render(
         _place_content(bundle, out, names, deployment, copy)
     for name, text in files.items():
         _write(out / name, text)
+        if name.endswith("/model.py") and out.resolve() != bundle.root.resolve():
+            (out / name).with_name(NO_CACHE).touch()
     _remove_stale(out, files, keep_models=versioned)
     return [out / name for name in files]
 
 
 def backend(step: StepSpec, deployment: Deployment) -> str:
-    """The name of Triton's backend that runs `step`."""
-    return "python" if step.kind == "python" else str(deployment.of(step.name).flavour)
+    """The name of Triton's backend that runs `step`. Steps that get no plan run on ONNX Runtime
+    where TensorRT is the choice for all."""
+    if step.kind == "python":
+        return "python"
+    own = deployment.steps.get(step.name)
+    if step.name in ON_HOST and deployment.flavour == "tensorrt" and not (own and own.flavour):
+        return "onnxruntime"
+    return str(deployment.of(step.name).flavour)
 
 
 def _files(bundle: Bundle, deployment: Deployment, names: Names) -> dict[str, str]:
@@ -122,6 +136,8 @@ def step_config(
     if config["backend"] == "python":
         parameters["contract"] = canonical(contract.to_json()).decode("ascii")
         parameters["threads"] = str(deployment.threads)
+        if step.name == "decode" and deployment.limits != Limits():
+            parameters["limits"] = json.dumps(asdict(deployment.limits))
         group["kind"] = KINDS["cpu"]
     elif config["backend"] == "tensorrt":
         plans = triton_fields(bundle.root, step.name)

@@ -27,6 +27,7 @@ from merkit.errors import (
     InvalidInputError,
     MerkitError,
 )
+from merkit.media.limits import Limits
 from merkit.ort import import_onnxruntime
 from merkit.ragged import graph_feed
 from merkit.serving.batching import can_batch
@@ -67,7 +68,8 @@ class StepModel:
             self.compute = graph.alone
             self.batches = graph.together if can_batch(contract, self.step) else None
         else:
-            self.compute = python_compute(contract, self.step, folder)
+            limits = Limits(**json.loads(parameters.get("limits", "{}")))
+            self.compute = python_compute(contract, self.step, folder, limits)
         self.strings = {
             name
             for name in (*self.step.inputs, *self.step.outputs)
@@ -141,11 +143,18 @@ class StepModel:
         return to_bytes(array)
 
 
-def python_compute(contract: Contract, step: StepSpec, resources: Path) -> Compute:
-    """The step of kind `python` out of the registry that the embedded backend uses too."""
-    from merkit.steps import REGISTRY
+def python_compute(
+    contract: Contract, step: StepSpec, resources: Path, limits: Limits | None = None
+) -> Compute:
+    """The step of kind `python` out of the registry that the embedded backend uses too.
 
-    run = REGISTRY[step.name](contract, resources)
+    What is decoded is decoded within `limits`; None: the default ones.
+    """
+    from merkit.steps import REGISTRY, Decode
+
+    made_by = REGISTRY[step.name]
+    decodes = made_by is Decode
+    run = Decode(contract, resources, limits) if decodes else made_by(contract, resources)
 
     def compute(tensors: Arrays, wanted: Sequence[str]) -> Arrays:
         made = run(tensors)

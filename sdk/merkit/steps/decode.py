@@ -30,9 +30,14 @@ class Decode:
 
     name: ClassVar[str] = "decode"
 
-    def __init__(self, contract: Contract, resources: Path | None = None) -> None:  # noqa: ARG002
+    def __init__(
+        self,
+        contract: Contract,
+        resources: Path | None = None,  # noqa: ARG002
+        limits: Limits | None = None,
+    ) -> None:
         self.contract = contract
-        self.limits = Limits()
+        self.limits = limits or Limits()
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """See Step."""
