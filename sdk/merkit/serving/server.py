@@ -26,9 +26,9 @@ from merkit.backends.entries import DIGITS
 from merkit.backends.security import is_loopback
 from merkit.bundle import Bundle, open_bundle
 from merkit.errors import InferenceError, InvalidInputError, MerkitError, ServerUnavailableError
+from merkit.serving.control import entries_below
 from merkit.serving.deployment import DEFAULT, Deployment, StepDeployment
 from merkit.serving.guard import METRICS, PLAIN, Protection, Tracing
-from merkit.serving.control import loading_order
 from merkit.serving.render import render
 from merkit.serving.scratch import ScratchFolder
 from merkit.serving.tritonserver import Installation, assemble, find_installation
@@ -193,7 +193,7 @@ class Server:
         ]
         if options.explicit:
             command.append("--model-control-mode=explicit")
-            command += [f"--load-model={name}" for name in loading_order(repository)]
+            command += [f"--load-model={name}" for name in entries_below(repository)]
         command += [*METRICS, *options.protection.flags()]
         command += options.tracing.flags() if options.tracing else []
         for service, port in zip(("grpc", "http", "metrics"), ports, strict=True):
