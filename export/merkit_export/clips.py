@@ -7,33 +7,51 @@ another resampler, another token. So each clip of a split is predicted twice fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 import merkit
 from merkit.bundle import Bundle
+from merkit.entry import decoded_entry
 from merkit.errors import InvalidInputError, MerkitError
-from merkit_export.parity import THREADS, Answer, OutcomeParity
+from merkit.media.limits import Limits
+from merkit_export.outcome import Answer, OutcomeParity
+from merkit_export.parity import THREADS
 from merkit_export.reference import TorchBackend
-from merkit_training.corpus import read_table
+from merkit_export.tolerance import Budget
+from merkit_training.corpus import read_labels, read_table
 
-NamedClip = tuple[str, Path, str]
-"""Name, media file, transcript."""
+STEP_CLIPS = 16
+"""Of each set, on which single steps are compared: what differs there differs early."""
+LABELS = ("labels.csv", "label-6way.npz")
 
 
-def clips_of(folder: Path, limit: int = 0) -> list[NamedClip]:
-    """The media files in `folder/video`, with their words of `folder/transcripts.csv`.
+class NamedClip(NamedTuple):
+    """A clip of a set; `truth` is its class, "" where nobody says."""
+
+    name: str
+    path: Path
+    text: str = ""
+    truth: str = ""
+
+
+def clips_of(folder: Path, classes: Sequence[str], limit: int = 0) -> list[NamedClip]:
+    """The media files in `folder/video`, with their words of `folder/transcripts.csv`, and their
+    classes of `folder/labels.csv` (`name,discrete`) or MER's `label-6way.npz`.
 
     Args:
         folder: a split of a corpus in MER's layout; the transcripts' columns are `name` and
             `chinese` or `english`.
+        classes: of the bundle; labels of other classes do not count.
         limit: at most so many clips, the first by name; 0: all.
 
     Raises:
-        InvalidInputError: no such folder, or no clips in it.
+        InvalidInputError: no such folder, no clips in it, or a label file that cannot be read.
     """
     videos = folder / "video"
     paths = sorted(p for p in videos.iterdir() if p.is_file()) if videos.is_dir() else []
@@ -46,20 +64,55 @@ def clips_of(folder: Path, limit: int = 0) -> list[NamedClip]:
     table = folder / "transcripts.csv"
     rows = read_table(table) if table.exists() else []
     texts = {row["name"]: row.get("chinese") or row.get("english") or "" for row in rows}
-    return [(path.stem, path, texts.get(path.stem, "")) for path in paths[: limit or None]]
+    truths = _labels(folder, classes)
+    return [
+        NamedClip(path.stem, path, texts.get(path.stem, ""), truths.get(path.stem, ""))
+        for path in paths[: limit or None]
+    ]
 
 
-def compare_clips(bundle: Bundle, run: Path, clips: Sequence[NamedClip]) -> OutcomeParity:
-    """Predicts every clip with the run in torch and with the bundle, each through a client."""
-    report = OutcomeParity()
-    requests = [merkit.Clip(path, text) for _, path, text in clips]
-    loaded = merkit.load(bundle.root, providers=["cpu"], threads=THREADS)
+def _labels(folder: Path, classes: Sequence[str]) -> dict[str, str]:
+    table = next((folder / name for name in LABELS if (folder / name).is_file()), None)
+    if table is None:
+        return {}
+    if table.suffix == ".csv":  # of one's own classes, which have no other spellings
+        rows = read_table(table)
+        own = {row["name"]: row.get("discrete") or "" for row in rows}
+        if all(label in classes for label in own.values()):
+            return own
+    return {name: label for name, label in read_labels(table).items() if label in classes}
+
+
+def decoded_clips(bundle: Bundle, clips: Sequence[NamedClip]) -> list[Mapping[str, NDArray[Any]]]:
+    """The first `STEP_CLIPS` of the clips as `pipeline.DECODED_IN`; those that cannot be decoded
+    are left out: the whole pipeline is compared on them too."""
+    decoded: list[Mapping[str, NDArray[Any]]] = []
+    for clip in clips[:STEP_CLIPS]:
+        request = merkit.Clip(clip.path, clip.text)
+        try:
+            entry = decoded_entry(request, bundle.contract.preprocessing, Limits(), None, False)
+        except MerkitError:
+            continue
+        decoded.append(entry.tensors)
+    return decoded
+
+
+def compare_clips(
+    bundle: Bundle, run: Path, clips: Sequence[NamedClip], budget: Budget | None = None
+) -> OutcomeParity:
+    """Predicts every clip with the run in torch and with the bundle, each through a client.
+
+    `budget` is what the bundle's answers may cost; None: they must be the same.
+    """
+    report = OutcomeParity(bundle.contract.labels, budget)
+    requests = [merkit.Clip(clip.path, clip.text) for clip in clips]
+    loaded = merkit.load(bundle.root, providers=["cpu"], threads=THREADS, allow_unreleasable=True)
     with loaded, merkit.Client(TorchBackend(run)) as reference:
         pairs = zip(reference.predict_many(requests), loaded.predict_many(requests), strict=True)
         progress = tqdm(pairs, desc="parity", total=len(clips), unit="clip", disable=None)
-        for (name, _, _), (want, got) in zip(clips, progress, strict=True):
-            report.add(name, _answer(want), _answer(got))
-    return report
+        for clip, (want, got) in zip(clips, progress, strict=True):
+            report.add(clip.name, _answer(want), _answer(got), clip.truth)
+    return report.close()
 
 
 def _answer(found: merkit.Prediction | MerkitError) -> Answer | str:

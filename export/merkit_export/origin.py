@@ -7,6 +7,7 @@ and hashes of the checkpoints enter, paths and hosts do not. Reads run folders a
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,10 @@ from merkit_training.voting import Voting
 
 TOKENIZER = Path("tokenizer") / "tokenizer.json"
 PACKAGES = ("merkit", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers")
+KEPT_BYTES = 4_000_000_000
+"""Of modules in float32 that are held at the same time."""
+FLOAT_GROWTH = 2
+"""Weights are saved in half precision and loaded as float32."""
 CARD_FACTS = ("scores", "parameters", "seed", "feature")
 """What of a stage's card the manifest repeats."""
 
@@ -37,13 +42,13 @@ class Origin:
     Attributes:
         run: its folder.
         contract: what its bundle implements.
-        modules: the torch module of every ONNX step.
+        modules: the torch module of every ONNX step, loaded when asked for.
         voters: in rank order, as the manifest states them: name, groups, waf, temperature.
     """
 
     run: Path
     contract: Contract
-    modules: dict[str, nn.Module]
+    modules: Mapping[str, nn.Module]
     voters: list[dict[str, Any]]
 
     @property
@@ -72,11 +77,47 @@ def read_origin(run: Path) -> Origin:
             "labels, widths and voters",
             "run the fusion stage again",
         ) from None
-    names = [step.name for step in contract.steps if step.kind == "onnx"]
-    modules = {name: load_step(run, name) for name in names if name != "voting"}
-    modules["voting"] = Voting(bytes.fromhex(contract.contract_id)).eval()
     read_json(run / TOKENIZER)
+    modules = Modules(run, contract)
+    if modules.fit:
+        for name in modules:  # a damaged stage shows now, and not after minutes
+            modules[name]
     return Origin(run, contract, modules, list(facts["voters"]))
+
+
+class Modules(Mapping[str, nn.Module]):
+    """A run's modules by step, each loaded when asked for.
+
+    The paper's encoders take 120 GB together in float32. So all are kept only where they fit in
+    `KEPT_BYTES`; else one at a time, and the next takes its place.
+
+    Attributes:
+        fit: whether all are kept.
+    """
+
+    def __init__(self, run: Path, contract: Contract) -> None:
+        self._run, self._voting = run, Voting(bytes.fromhex(contract.contract_id)).eval()
+        self._names = tuple(step.name for step in contract.steps if step.kind == "onnx")
+        stored = sum(path.stat().st_size for path in _weights(run))
+        self.fit = stored * FLOAT_GROWTH <= KEPT_BYTES
+        self._kept: dict[str, nn.Module] = {}
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name not in self._names:
+            raise KeyError(name)
+        if name == "voting":
+            return self._voting
+        if name not in self._kept:
+            if not self.fit:
+                self._kept.clear()
+            self._kept[name] = load_step(self._run, name)
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def provenance(origin: Origin) -> dict[str, Any]:
@@ -102,8 +143,11 @@ def provenance(origin: Origin) -> dict[str, Any]:
 
 def checkpoint_hashes(run: Path) -> dict[str, str]:
     """sha256 of each step's weights: trained ones, or the file that was adopted."""
-    files = sorted((*run.glob("*/model.safetensors"), *run.glob(f"*/{GRAPH}")))
-    return {path.parent.name: sha256_file(path) for path in files}
+    return {path.parent.name: sha256_file(path) for path in _weights(run)}
+
+
+def _weights(run: Path) -> list[Path]:
+    return sorted((*run.glob("*/model.safetensors"), *run.glob(f"*/{GRAPH}")))
 
 
 def _version(package: str) -> str | None:

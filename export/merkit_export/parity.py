@@ -4,6 +4,8 @@ An export can succeed and still compute something else: at another length, for a
 a padded row, or where a modality is missing. Each step is therefore compared over the clips of
 `samples` on the very inputs that torch made, and the graphs alone are asked whether a clip's
 numbers depend on its neighbours, on padding, or on what an absent modality left behind.
+
+Steps are the outer loop, so that of the torch modules only one need be in memory.
 """
 
 from __future__ import annotations
@@ -18,18 +20,17 @@ from torch import nn
 
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.contract import MODALITIES, Contract, StepSpec
-from merkit.pipeline import GROUP_MODALITIES, GROUPS
+from merkit.pipeline import DECODED_IN, GROUP_MODALITIES, GROUPS, OUTCOME, cut
 from merkit_export import samples
-from merkit_export.walk import Step, Values, bundle_steps, torch_steps, walk
+from merkit_export.outcome import KEPT_PROBLEMS, Answer, OutcomeParity
+from merkit_export.tolerance import Tolerance
+from merkit_export.walk import Step, Values, bundle_steps, torch_step
 
-TOLERANCE = 1e-4
-"""Largest absolute difference allowed between torch and ONNX, and between a clip alone and the
-same clip in a padded batch. Features have magnitudes around 1."""
+__all__ = ["THREADS", "OutcomeParity", "StepParity", "compare_clips_steps", "compare_outputs"]
+__all__ += ["compare_steps"]
 
 THREADS = 2
-KEPT_PROBLEMS = 5
-Answer = tuple[str, NDArray[np.float32]]
-"""A label and the probability of each class."""
+Tolerances = Mapping[str, Tolerance]
 
 
 @dataclass
@@ -37,6 +38,8 @@ class StepParity:
     """What was measured of one step. Differences are absolute unless named otherwise."""
 
     step: str
+    tolerance: Tolerance = field(default_factory=lambda: Tolerance("fp32"))
+    cosine_held: bool = True  # whether a lossy step must reach its least cosine on these inputs
     cases: int = 0  # inputs on which torch and ONNX were compared
     max_abs: float = 0.0  # torch against ONNX
     max_rel: float = 0.0  # the same, relative to the largest value of the tensor
@@ -45,7 +48,6 @@ class StepParity:
     absent: float = 0.0  # influence of what stands in the place of an absent modality
     not_finite: int = 0  # outputs with NaN or infinity
     mismatched: int = 0  # outputs of whole numbers or truth values that differ, or shapes
-    tolerance: float = TOLERANCE
     problems: list[str] = field(default_factory=list)  # the first few cases that failed
 
     @property
@@ -61,80 +63,86 @@ class StepParity:
         if len(self.problems) < KEPT_PROBLEMS:
             self.problems.append(problem)
 
-
-@dataclass
-class OutcomeParity:
-    """Torch against the embedded pipeline, from a clip's tensors or bytes to its answer."""
-
-    clips: int = 0
-    labels_differ: int = 0
-    refused: int = 0  # clips that both refuse with the same error: nothing in them to judge
-    max_abs: float = 0.0  # of a probability, over all clips and classes
-    tolerance: float = TOLERANCE
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether all labels agree and all probabilities are within tolerance."""
-        return not self.problems
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "passed": self.passed}
-
-    def add(self, name: str, want: Answer | str, got: Answer | str) -> None:
-        """Notes one clip: torch's answer and the bundle's.
-
-        An answer is a label with probabilities [classes], or the name of the error that says why
-        there is none.
-        """
-        self.clips += 1
-        if isinstance(want, str) or isinstance(got, str):
-            self.refused += 1
-            if want != got:
-                self._complain(f"{name}: torch says {_told(want)}, the bundle {_told(got)}")
-            return
-        difference = float(np.abs(want[1] - got[1]).max())
-        self.max_abs = max(self.max_abs, difference)
-        self.labels_differ += want[0] != got[0]
-        if want[0] != got[0] or not difference <= self.tolerance:
-            told = f"torch says {want[0]}, the bundle {got[0]}"
-            self._complain(f"{name}: {told}, {difference:.2g} apart")
-
-    def _complain(self, problem: str) -> None:
-        if len(self.problems) < KEPT_PROBLEMS:
-            self.problems.append(problem)
+    def neighbour(self, scale: float) -> float:
+        """How much of a tensor whose largest value is `scale` others may change."""
+        return self.tolerance.neighbour * (max(scale, 1.0) if self.tolerance.lossy else 1.0)
 
 
 def compare_steps(
-    backend: EmbeddedBackend, modules: Mapping[str, nn.Module]
+    backend: EmbeddedBackend,
+    modules: Mapping[str, nn.Module],
+    tolerances: Tolerances | None = None,
+    clips_follow: bool = False,
 ) -> tuple[list[StepParity], OutcomeParity]:
     """Measures every ONNX step of a bundle, and the whole pipeline on made-up clips.
 
     Args:
         backend: the bundle, opened.
         modules: the torch module of each ONNX step.
+        tolerances: of the steps; one that is not named is held to rounding.
+        clips_follow: whether real clips will be compared too. Then lossy steps must reach their
+            least cosine there and not here: their ranges were not made for noise.
     """
     contract = backend.contract
-    onnx = bundle_steps(backend)
-    torch = onnx | torch_steps(contract, modules)
-    batch = samples.usual(contract)
-    singles = [*samples.smallest(contract), *batch, samples.largest(contract)]
-    cases = [*singles, samples.collate(batch), samples.collate(singles[:3])]
-    reports = {s.name: StepParity(s.name) for s in contract.steps if s.kind == "onnx"}
-    specs = [contract.step(name) for name in reports]
-    outcome = OutcomeParity()
-    for number, case in enumerate(cases):
-        values = walk(contract, torch, case)
-        for spec in specs:
-            compare_outputs(reports[spec.name], spec, values, onnx[spec.name](values))
-            _probe_absent(reports[spec.name], spec, values, onnx[spec.name])
-        _compare_outcomes(outcome, number, contract, values, backend.infer(case))
-    alone = [walk(contract, onnx, case) for case in batch]
-    together = walk(contract, onnx, samples.collate(batch))
-    for spec in specs:
-        _compare_rows(reports[spec.name], spec, alone, together)
+    usual = samples.usual(contract)
+    singles = [*samples.smallest(contract), *usual, samples.largest(contract)]
+    cases = [*singles, samples.collate(usual), samples.collate(singles[:3])]
+    first = len(samples.PATTERNS)  # of `usual` among the cases, and its batch right after singles
+    batch = (range(first, first + len(usual)), len(singles))
+    tolerances = tolerances or {}
+    lossy = any(tolerance.lossy for tolerance in tolerances.values())
+    reports = _reports(contract, tolerances, held=not (lossy and clips_follow))
+    values = _measure(backend, modules, cases, reports, batch)
+    outcome = OutcomeParity(contract.labels, advisory=lossy)
+    for number, (case, want) in enumerate(zip(cases, values, strict=True)):
+        _compare_outcomes(outcome, number, contract, want, backend.infer(case))
     return list(reports.values()), outcome
+
+
+def compare_clips_steps(
+    backend: EmbeddedBackend,
+    modules: Mapping[str, nn.Module],
+    clips: Sequence[Mapping[str, NDArray[Any]]],
+    tolerances: Tolerances,
+) -> list[StepParity]:
+    """Measures every ONNX step on decoded clips, each `pipeline.DECODED_IN`."""
+    reports = _reports(backend.contract, tolerances, held=True)
+    _measure(backend, modules, clips, reports)
+    return list(reports.values())
+
+
+def _reports(contract: Contract, tolerances: Tolerances, held: bool) -> dict[str, StepParity]:
+    names = [spec.name for spec in contract.steps if spec.kind == "onnx"]
+    return {name: StepParity(name, tolerances.get(name, Tolerance("fp32")), held) for name in names}
+
+
+def _measure(
+    backend: EmbeddedBackend,
+    modules: Mapping[str, nn.Module],
+    cases: Sequence[Mapping[str, NDArray[Any]]],
+    reports: Mapping[str, StepParity],
+    batch: tuple[Sequence[int], int] | None = None,
+) -> list[Values]:
+    """Every tensor of every case as torch has it; what ONNX makes of them goes to the reports.
+
+    `batch` names cases of one clip each, and the case that holds them all.
+    """
+    contract, onnx = backend.contract, bundle_steps(backend)
+    walked = [dict(case) for case in cases]
+    for spec in cut(contract.steps, DECODED_IN, OUTCOME):
+        report = reports.get(spec.name)
+        reference = onnx[spec.name] if report is None else torch_step(spec, modules[spec.name])
+        made: list[Values] = []
+        for values in walked:
+            want = reference(values)
+            if report is not None:
+                made.append(onnx[spec.name](values))
+                compare_outputs(report, spec, want, made[-1])
+                _probe_absent(report, spec, values, made[-1], onnx[spec.name])
+            values |= want
+        if report is not None and batch is not None:
+            _compare_rows(report, spec, [made[i] for i in batch[0]], made[batch[1]])
+    return walked
 
 
 def _compare_outcomes(
@@ -146,11 +154,7 @@ def _compare_outcomes(
             label = int(values["label"][row])
             scores = values["scores"][row]
             answers.append((contract.labels[label], scores) if label >= 0 else "nothing to judge")
-        report.add(f"made-up clip {case}.{row}", *answers)
-
-
-def _told(answer: Answer | str) -> str:
-    return answer if isinstance(answer, str) else answer[0]
+        report.add(f"made-up clip {case}.{row}", answers[0], answers[1])
 
 
 def compare_outputs(report: StepParity, spec: StepSpec, reference: Values, made: Values) -> None:
@@ -170,13 +174,21 @@ def compare_outputs(report: StepParity, spec: StepSpec, reference: Values, made:
             report.not_finite += 1
             report.complain(f"{where} holds NaN or infinity")
         else:
-            difference = float(np.abs(want - got).max(initial=0.0))
-            scale = float(np.abs(want).max(initial=0.0))
-            report.max_abs = max(report.max_abs, difference)
-            report.max_rel = max(report.max_rel, difference / scale if scale else difference)
-            report.min_cosine = min(report.min_cosine, _cosine(want, got))
-            if difference > report.tolerance:
-                report.complain(f"{where} differs by {difference:.2g}")
+            _compare_floats(report, where, want, got)
+
+
+def _compare_floats(report: StepParity, where: str, want: NDArray[Any], got: NDArray[Any]) -> None:
+    difference = float(np.abs(want - got).max(initial=0.0))
+    scale = float(np.abs(want).max(initial=0.0))
+    cosine = _cosine(want, got)
+    report.max_abs = max(report.max_abs, difference)
+    report.max_rel = max(report.max_rel, difference / scale if scale else difference)
+    report.min_cosine = min(report.min_cosine, cosine)
+    most = report.tolerance.max_abs
+    if most is not None and difference > most:
+        report.complain(f"{where} differs by {difference:.2g}")
+    if most is None and report.cosine_held and cosine < report.tolerance.cosine:
+        report.complain(f"{where} has cosine {cosine:.4f}, not {report.tolerance.cosine:g}")
 
 
 def _compare_rows(
@@ -191,11 +203,13 @@ def _compare_rows(
             beyond[overlap] -= np.array(single, np.float64)
             difference = float(np.abs(beyond).max(initial=0.0))
             report.batch = max(report.batch, difference)
-            if not difference <= report.tolerance:
+            if not difference <= report.neighbour(float(np.abs(single).max(initial=0))):
                 report.complain(f"{name} of clip {row} changes by {difference:.2g} in a batch")
 
 
-def _probe_absent(report: StepParity, spec: StepSpec, values: Values, step: Step) -> None:
+def _probe_absent(
+    report: StepParity, spec: StepSpec, values: Values, before: Values, step: Step
+) -> None:
     """Fills what belongs to absent modalities with rubbish; outputs must not move.
 
     Fusion must bear even NaN there. The joint encoder meets loud noise in the spectrum's place.
@@ -212,11 +226,11 @@ def _probe_absent(report: StepParity, spec: StepSpec, values: Values, step: Step
         noise = np.random.default_rng(0).normal(0, 3, values["log_mel"].shape).astype(np.float32)
         here = presence[:, MODALITIES.index("audio")][:, None, None]
         probed["log_mel"] = np.where(here, values["log_mel"], noise)
-    before, after = step(values), step(probed)
+    after = step(probed)
     for name in spec.outputs:
         difference = float(np.abs(before[name] - after[name]).max(initial=0.0))
         report.absent = max(report.absent, difference) if difference == difference else np.inf
-        if not difference <= report.tolerance:
+        if not difference <= report.neighbour(float(np.abs(before[name]).max(initial=0.0))):
             report.complain(f"{name} changes by {difference:.2g} with what an absent modality left")
 
 

@@ -47,26 +47,33 @@ def bundle_steps(backend: EmbeddedBackend) -> dict[str, Step]:
 
 
 def torch_steps(contract: Contract, modules: Mapping[str, nn.Module]) -> dict[str, Step]:
-    """The ONNX steps of the contract, as torch computes them on the CPU."""
+    """The ONNX steps of the contract, as torch computes them on the CPU. A module is taken from
+    `modules` when its step runs, so that a mapping that loads them need not hold all."""
 
-    def step(spec: StepSpec) -> Step:
-        module = modules[spec.name].eval()
+    def step(name: str) -> Step:
+        spec = contract.step(name)
+        return lambda values: torch_step(spec, modules[name])(values)
 
-        def run(values: Mapping[str, NDArray[Any]]) -> Values:
-            arguments = [torch.from_numpy(np.array(values[name])) for name in spec.inputs]
-            try:
-                with torch.inference_mode():
-                    made = module(*arguments)
-            except (RuntimeError, IndexError) as error:  # sizes of stages that do not fit
-                first = str(error).partition("\n")[0]
-                raise MerkitError(
-                    f"the torch module of {spec.name!r} fails ({first})",
-                    f"one that takes {', '.join(spec.inputs)} as the contract states them",
-                    "train its stage again: the run's stages may be of different recipes",
-                ) from error
-            tensors = made if isinstance(made, tuple) else (made,)
-            return {name: t.numpy() for name, t in zip(spec.outputs, tensors, strict=True)}
+    return {name: step(name) for name in modules}
 
-        return run
 
-    return {name: step(contract.step(name)) for name in modules}
+def torch_step(spec: StepSpec, module: nn.Module) -> Step:
+    """One ONNX step as its torch module computes it on the CPU."""
+    module.eval()
+
+    def run(values: Mapping[str, NDArray[Any]]) -> Values:
+        arguments = [torch.from_numpy(np.array(values[name])) for name in spec.inputs]
+        try:
+            with torch.inference_mode():
+                made = module(*arguments)
+        except (RuntimeError, IndexError) as error:  # sizes of stages that do not fit
+            first = str(error).partition("\n")[0]
+            raise MerkitError(
+                f"the torch module of {spec.name!r} fails ({first})",
+                f"one that takes {', '.join(spec.inputs)} as the contract states them",
+                "train its stage again: the run's stages may be of different recipes",
+            ) from error
+        tensors = made if isinstance(made, tuple) else (made,)
+        return {name: t.numpy() for name, t in zip(spec.outputs, tensors, strict=True)}
+
+    return run

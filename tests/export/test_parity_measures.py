@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from merkit.backends.base import Tensors
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.bundle import Bundle
 from merkit.contract import StepSpec
 from merkit_export import samples
 from merkit_export.parity import OutcomeParity, StepParity, compare_outputs, compare_steps
+from merkit_export.tolerance import ROUNDING, Budget, Tolerance, tolerance_of
 from merkit_export.walk import bundle_steps, torch_steps, walk
 
 Change = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+INT8 = Tolerance("int8-qdq", None, 0.95, 0.02)
 
 
 class Twin(nn.Module):
@@ -93,10 +99,102 @@ def test_a_wrong_label_fails_the_whole_pipeline(backend: EmbeddedBackend) -> Non
     assert not outcome.passed
 
 
-def test_averaged_padding_is_found(backend: EmbeddedBackend) -> None:
+class Padding(EmbeddedBackend):
+    """Its audio encoder averages padding in, as one without a mask does."""
+
+    def run_step(self, step: StepSpec, given: Tensors) -> dict[str, NDArray[Any]]:
+        made = super().run_step(step, given)
+        if step.name == "audio_encoder":
+            width = given["audio_values"].shape[1]
+            made["audio_features"] = made["audio_features"] * np.float32(1 - 1e-6 * width)
+        return made
+
+
+def test_averaged_padding_is_found(toy_bundle: Bundle) -> None:
+    backend = Padding(toy_bundle, providers=["cpu"], threads=1)
     reports, _ = measured(backend)
-    assert reports["audio_encoder"].batch > reports["audio_encoder"].tolerance
+    backend.close()
+    assert reports["audio_encoder"].batch > ROUNDING
     assert "in a batch" in reports["audio_encoder"].problems[0]
+
+
+def test_a_step_in_fewer_bits_is_held_to_its_direction(backend: EmbeddedBackend) -> None:
+    spec = backend.contract.step("face_encoder")
+    want = {"face_features": np.eye(2, 8, dtype=np.float32)}
+    tilted = {"face_features": want["face_features"] + np.float32(0.05)}
+    for tolerance, passes in ((INT8, True), (Tolerance("fp16", None, 0.999), False)):
+        for held in (True, False):
+            report = StepParity("face_encoder", tolerance, held)
+            compare_outputs(report, spec, want, tilted)
+            assert report.passed == (passes or not held)
+    gone = {"face_features": want["face_features"] * np.float32(np.nan)}
+    report = StepParity("face_encoder", INT8, False)
+    compare_outputs(report, spec, want, gone)
+    assert "NaN" in report.problems[0]
+
+
+def test_what_lossy_steps_do_to_made_up_answers_is_told_and_fails_nothing(
+    backend: EmbeddedBackend,
+) -> None:
+    def swap(_: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (out[0].flip(2), *out[1:])
+
+    steps = [spec for spec in backend.contract.steps if spec.kind == "onnx"]
+    modules = {s.name: Twin(backend, s, swap if s.name == "fusion" else None) for s in steps}
+    _, exact = compare_steps(backend, modules)
+    _, lossy = compare_steps(backend, modules, {"face_encoder": INT8})
+    assert not exact.passed
+    assert lossy.passed
+    assert lossy.labels_differ == exact.labels_differ > 0
+
+
+def test_modules_are_asked_for_one_after_another(backend: EmbeddedBackend) -> None:
+    class Lone(Mapping[str, nn.Module]):
+        asked: ClassVar[list[str]] = []
+
+        def __getitem__(self, name: str) -> nn.Module:
+            self.asked.append(name)
+            return Twin(backend, backend.contract.step(name), None)
+
+        def __iter__(self) -> Iterator[str]:
+            return (s.name for s in backend.contract.steps if s.kind == "onnx")
+
+        def __len__(self) -> int:
+            return len(list(iter(self)))
+
+    compare_steps(backend, Lone())
+    assert len(Lone.asked) == len(set(Lone.asked)) == len(Lone())
+
+
+def test_a_manifest_says_what_its_steps_are_held_to() -> None:
+    manifest = {"precision": {"a": {"precision": "int8-qdq"}, "b": "fp32; rounded", "c": 3}}
+    assert tolerance_of(manifest, "a").lossy
+    for step in "bcd":
+        assert tolerance_of(manifest, step).max_abs == ROUNDING
+    assert not tolerance_of({}, "a").lossy
+
+
+def test_the_budget_decides_on_labelled_clips() -> None:
+    sure, unsure = np.array([0.9, 0.1], np.float32), np.array([0.2, 0.8], np.float32)
+
+    def judged(flips: int, truth: str = "a") -> OutcomeParity:
+        outcome = OutcomeParity(("a", "b"), Budget(agreement=0.9, waf_loss=0.2, ece_shift=1.0))
+        for i in range(20):
+            got = ("b", unsure) if i < flips else ("a", sure)
+            outcome.add(f"clip {i}", ("a", sure), got, truth)
+        return outcome.close()
+
+    assert judged(0).passed
+    assert judged(2).passed
+    assert (judged(2).agreement, judged(2).flips[0][:6]) == (0.9, "clip 0")
+    assert "labels agree" in judged(3).problems[0]
+    assert "WAF loses" in judged(8).problems[1]
+    unlabelled = judged(3, truth="")
+    assert unlabelled.scores() is None
+    assert len(unlabelled.problems) == 1
+    torch, bundle = judged(2).scores() or pytest.fail("clips are labelled")
+    assert torch.waf == 1.0 > bundle.waf
+    assert torch.ece == pytest.approx(0.1, abs=1e-6)
 
 
 def test_answers_and_errors_are_compared() -> None:

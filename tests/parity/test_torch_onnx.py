@@ -9,7 +9,7 @@ from random_run import SMALLEST
 
 from merkit.bundle import Bundle
 from merkit.pipeline import GROUPS
-from merkit_export.clips import compare_clips
+from merkit_export.clips import NamedClip, compare_clips
 from merkit_export.parity import StepParity
 from merkit_export.report import Report
 from merkit_export.verify import verify
@@ -64,7 +64,7 @@ def test_answers_agree_for_every_mix_of_modalities(report: Report) -> None:
 def test_real_recordings_agree(exported: Bundle, random_run: Path, media: Path) -> None:
     names = ("single_face.mp4", "no_face.mp4", "jfk.flac", "single_face.jpg")
     words = {"single_face.mp4": "你好", "jfk.flac": "Ask not what your country can do for you."}
-    clips = [(name, media / name, words.get(name, "")) for name in names]
+    clips = [NamedClip(name, media / name, words.get(name, "")) for name in names]
     outcome = compare_clips(exported, random_run, clips)
     assert outcome.problems == []
     assert (outcome.clips, outcome.refused) == (4, 0)

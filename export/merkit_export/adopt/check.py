@@ -63,7 +63,7 @@ def check(found: Adoptable, p: Preprocessing) -> StepParity:
     if not report.passed:
         raise MerkitError(
             f"the graph around {found.graph} computes something else: {report.problems[0]}",
-            f"differences of at most {report.tolerance:g}",
+            f"differences of at most {report.tolerance.told()}",
             "export the encoder again, in float32",
         )
     return report

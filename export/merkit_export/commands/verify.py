@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merkit.bundle import MANIFEST, SIGNATURES
 from merkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -31,17 +32,40 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="clips of each DIR")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write Markdown")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write JSON")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="note the verdict in the bundle: one that fails is then refused wherever it is loaded",
+    )
+    budget = parser.add_argument_group("what the answers may cost where steps are lossy")
+    for name, default, told in (
+        ("agreement", 0.99, "least share of clips with the checkpoint's label"),
+        ("waf", 0.5, "points of weighted average F1"),
+        ("ece", 0.02, "rise of the calibration error"),
+    ):
+        budget.add_argument(
+            f"--budget-{name}", type=float, default=default, metavar="X",
+            help=f"{told} (default: {default})",
+        )  # fmt: skip
     parser.set_defaults(command=_verify)
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from merkit_export.verify import verify
+    from merkit_export.tolerance import Budget
+    from merkit_export.verify import record, verify
 
     if args.limit < 0:
         raise InvalidInputError(f"--limit is {args.limit}", "0 (all) or more")
-    report = verify(args.bundle, args.run, args.clips, args.limit)
+    budget = Budget(args.budget_agreement, args.budget_waf / 100, args.budget_ece)
+    report = verify(args.bundle, args.run, args.clips, args.limit, budget)
     for line in report.lines():
         print(line)
-    report.write(args.report, args.json)
+    report.write(args.report, args.json, args.html)
+    if args.record:
+        signed = (args.bundle / SIGNATURES).exists()
+        record(report)
+        again = "; sign it again: the signatures were made for the former manifest"
+        print(f"{args.bundle}: noted in {MANIFEST}{again if signed else ''}")
     return 0 if report.passed else 1
