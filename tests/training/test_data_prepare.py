@@ -19,6 +19,7 @@ from own_clips import CLASSES, row, write_clip, write_faulty, write_own_clips, w
 from merkit.contract import Preprocessing
 from merkit.errors import InferenceError, InvalidInputError
 from merkit.media import decode_clip
+from merkit_training.cli import main
 from merkit_training.corpus import clip_splits, open_set, read_clips, read_sentences, read_table
 from merkit_training.data import prepare as preparing
 from merkit_training.data.evidence import read_evidence
@@ -219,3 +220,12 @@ def test_two_processes_do_not_fill_one_folder(tmp_path: Path) -> None:
         first.kill()
     with _alone(tmp_path):  # whoever is killed leaves the folder free
         pass
+
+
+def test_a_check_refuses_what_prepare_refuses(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"media")
+    (tmp_path / "my.csv").write_text("path,label\na.mp4,calm\n", "utf-8")
+    assert main(["prepare", str(tmp_path / "my.csv"), "--check"]) == 2
+    out, err = capsys.readouterr()
+    assert "1 usable clip" in out
+    assert "two classes" in err

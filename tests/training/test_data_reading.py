@@ -136,6 +136,19 @@ def test_a_folder_of_mer2023(tmp_path: Path) -> None:
     assert problems(found, "empty transcript") == ["t2", "e3", "new"]
 
 
+def test_a_folder_with_a_table_of_paths(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"clips/{name}.mp4" for name in ("a1", "a2", "a3", "b1", "b2", "b3", "free")))
+    rows = [f"clips/{c}{i}.mp4,{c}{c},speaker{i}" for c in "ab" for i in (1, 2, 3)]
+    table(tmp_path, "\n".join(["path,label,speaker", *rows]), "labels.csv")
+    table(tmp_path, "clip,mood\na1,good\n", "notes.csv")
+    found = read_dataset(tmp_path)
+    assert {r.name: r.label for r in found.records} == {
+        "a1": "aa", "a2": "aa", "a3": "aa", "b1": "bb", "b2": "bb", "b3": "bb", "free": None
+    }  # fmt: skip
+    assert found.records[0].group == "speaker1"
+    assert problems(found, "remark") == ["notes.csv"]  # never passed over in silence
+
+
 def test_a_folder_of_mer2025(tmp_path: Path) -> None:
     names = [f"samplenew3_{i:08d}" for i in range(7)]
     touch(tmp_path, *(f"video/{n}.mp4" for n in names))

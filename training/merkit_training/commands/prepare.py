@@ -37,14 +37,16 @@ def _prepare(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe) if arguments.recipe else recipe_from({})
     if arguments.check:
         from merkit_training.data import read_dataset
+        from merkit_training.data.prepare import refuse_one_class
 
-        print(read_dataset(arguments.dataset, recipe.data.classes).report())
-        return
+        dataset = read_dataset(arguments.dataset, recipe.data.classes)
+        print(dataset.report())
+        return refuse_one_class(dataset)
     if arguments.out is None:
         raise InvalidInputError(
             "--out is missing", "a folder for the corpus", "give --out CORPUS, or --check"
         )
-    prepare_and_tell(arguments.dataset, arguments.out, recipe)
+    return prepare_and_tell(arguments.dataset, arguments.out, recipe)
 
 
 def prepare_and_tell(dataset: Path, out: Path, recipe: Recipe) -> None:

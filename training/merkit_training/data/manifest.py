@@ -23,6 +23,7 @@ from merkit_training.data.files import MediaIndex, faces_of, fault_of
 from merkit_training.data.records import UNLABELLED, ClipRecord, Problem, fit_for_a_file, number
 from merkit_training.data.tables import LINES, WHERE, Row, header_of, rows_of
 
+PATHS = ("path", "file")
 LABELS = ("discrete", "label", "emotion")
 TEXTS = ("text", "transcript", "sentence", "chinese", "english", "subtitle")
 GROUPS = ("group", "speaker")
@@ -48,7 +49,7 @@ def read_manifest(path: Path) -> tuple[list[ClipRecord], list[Problem]]:
 
 
 def _refuse_nameless(path: Path, columns: Sequence[str]) -> None:
-    if not {"path", "file", "name"} & set(columns):
+    if not {*PATHS, "name"} & set(columns):
         raise InvalidInputError(
             f"{path} has the columns {', '.join(map(ascii, columns[:9]))}",
             "a column path (or file) or name, in UTF-8, between commas, semicolons or tabs",

@@ -9,14 +9,14 @@ they hold. Media that no label file names are the year's unlabelled clips.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from merkit.errors import InvalidInputError
 from merkit_training.corpus import read_mer_npz
 from merkit_training.data.files import FACES, MediaIndex, faces_of, fault_of
-from merkit_training.data.manifest import GROUPS, LABELS, TEXTS, first, language_of
+from merkit_training.data.manifest import GROUPS, LABELS, PATHS, TEXTS, first, language_of
 from merkit_training.data.records import UNLABELLED, ClipRecord, Problem, fit_for_a_file, number
-from merkit_training.data.tables import header_of, rows_of
+from merkit_training.data.tables import Row, header_of, rows_of
 from merkit_training.labels import ALIASES
 
 NO_VALENCE = -10.0
@@ -46,10 +46,13 @@ def read_mer(root: Path) -> tuple[list[ClipRecord], list[Problem]]:
             reader.read_npz(path)
     for path in sorted(root.glob("*.csv")):
         header = set(header_of(path))
-        if "name" in header and header & set(LABELS):
+        named = header & {"name", *PATHS}
+        if named and header & set(LABELS):
             reader.read_labels(path)
-        elif "name" in header and header & set(TEXTS):
+        elif named and header & set(TEXTS):
             reader.read_texts(path)
+        else:
+            reader.pass_over(path, header)
     return reader.records(), reader.problems
 
 
@@ -70,30 +73,35 @@ class _Reader:
                 self._label(str(name), str(entry.get("emo", "")), valence, corpus, path)
 
     def read_labels(self, path: Path) -> None:
-        """A table with `name` and `discrete`."""
+        """A table with `name` (or `path`) and `discrete`."""
         seen: set[str] = set()
         for row in rows_of(path):
             if isinstance(row, Problem):
                 self.problems.append(row)
-            elif row.get("name", "") in seen:
-                self._tell("duplicate name", row["name"], f"in {path.name}; the first is used")
+            elif (name := _name(row)) in seen:
+                self._tell("duplicate name", name, f"in {path.name}; the first is used")
             else:
-                seen.add(row.get("name", ""))
+                seen.add(name)
                 label, split = first(row, LABELS), row.get("split") or path.stem
-                self._label(row.get("name", ""), label, row.get("valence"), split, path)
+                self._label(name, label, row.get("valence"), split, path)
                 if text := first(row, TEXTS):
-                    self.words.setdefault(row["name"], (text, language_of(row)))
-                if (group := first(row, GROUPS)) and row["name"] in self.clips:
-                    known = self.clips[row["name"]]
-                    self.clips[row["name"]] = replace(known, group=group)
+                    self.words.setdefault(name, (text, language_of(row)))
+                if (group := first(row, GROUPS)) and name in self.clips:
+                    self.clips[name] = replace(self.clips[name], group=group)
 
     def read_texts(self, path: Path) -> None:
-        """A table with `name` and `chinese` or `english`."""
+        """A table with `name` (or `path`) and `chinese` or `english`."""
         for row in rows_of(path):
             if isinstance(row, Problem):
                 self.problems.append(row)
             else:
-                self.words.setdefault(row.get("name", ""), (first(row, TEXTS), language_of(row)))
+                self.words.setdefault(_name(row), (first(row, TEXTS), language_of(row)))
+
+    def pass_over(self, path: Path, header: set[str]) -> None:
+        """Names a table that says nothing of clips, lest its labels be missed in silence."""
+        columns = ", ".join(sorted(header)[:9])
+        detail = f"not read: no column name or path beside labels or words, but {columns}"
+        self.problems.append(Problem("remark", path.name, detail, lost=False))
 
     def _label(self, name: str, label: str, valence: object, split: str, path: Path) -> None:
         if not fit_for_a_file(name):
@@ -147,6 +155,11 @@ class _Reader:
 
     def _tell(self, kind: str, name: str, detail: str) -> None:
         self.problems.append(Problem(kind, name, detail))
+
+
+def _name(row: Row) -> str:
+    """What a row is about: its `name`, or the name of its file without ending."""
+    return row.get("name") or PurePath(first(row, PATHS)).stem
 
 
 def _class(label: str) -> str:

@@ -87,7 +87,7 @@ def prepare(source: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     """
     config, p = recipe.data, recipe.preprocessing
     dataset = read_dataset(source, config.classes)
-    _refuse_one_class(source, dataset)
+    refuse_one_class(dataset)
     splits, remarks = assign(dataset.records, config)
     learns, judges, more = halves(dataset.records, splits, config)
     with _alone(out):
@@ -98,11 +98,12 @@ def prepare(source: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
         return _write(out, recipe, dataset, splits, learns, judges, [*remarks, *more])
 
 
-def _refuse_one_class(source: Path, dataset: Dataset) -> None:
+def refuse_one_class(dataset: Dataset) -> None:
+    """InvalidInputError where there is nothing to tell apart."""
     if len(dataset.classes) < 2:
         found = f"{len(dataset.records)} usable clips of {len(dataset.classes)} classes"
         raise InvalidInputError(
-            "\n".join([f"{source} has {found}", *problem_lines(dataset.problems)]),
+            "\n".join([f"{dataset.source} has {found}", *problem_lines(dataset.problems)]),
             "labels of at least two classes",
             "check the column discrete (or label), or name the classes in [data]",
         )
