@@ -31,13 +31,14 @@ def security(args: argparse.Namespace) -> Security:
     from merkit.backends.security import Security
 
     path: Path | None = args.token_file
-    return Security(args.ca, args.cert, args.key, (lambda: _token(path)) if path else None)
+    return Security(args.ca, args.cert, args.key, (lambda: read_secret(path)) if path else None)
 
 
-def _token(path: Path) -> str:
+def read_secret(path: Path) -> str:
+    """What a file of a token or key says; InvalidInputError where it cannot be read."""
     try:
         return path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(
-            f"the token file {path} cannot be read ({error})", "a text file", "correct the path"
+            f"the file {path} cannot be read ({error})", "a text file", "correct the path"
         ) from None

@@ -1,4 +1,4 @@
-"""The command `merkit`: predict, serve, inspect, verify, calibrate, lint.
+"""The command `merkit`: predict, serve, models, inspect, verify, calibrate, lint.
 
 A shell should get the whole product: readable tables or JSON lines, one line for an error instead
 of a traceback, an exit status that can be relied on. Exit status: 0 when all went well, 1 when
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merkit import __version__
-from merkit.cli import access, calibrate, lint, serve
+from merkit.cli import access, calibrate, lint, models, serve
 from merkit.errors import BundleNotFoundError, MerkitError
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_predict(commands)
     serve.add(commands, lambda line: _say(line, flush=True))
+    models.add(commands, _say)
     inspect = commands.add_parser("inspect", help="show what a bundle holds")
     verify = commands.add_parser("verify", help="check a bundle and try every mix of modalities")
     for command, run in ((inspect, _inspect), (verify, _verify)):

@@ -10,14 +10,23 @@ from typing import Any
 
 def add(commands: Any, say: Callable[[str], None]) -> None:
     """Adds the command, which prints with `say`."""
-    serve = commands.add_parser("serve", help="serve a bundle with Triton until Ctrl-C")
-    serve.add_argument("bundle", type=Path, metavar="BUNDLE")
+    serve = commands.add_parser("serve", help="serve bundles with Triton until Ctrl-C")
+    serve.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     for name in ("grpc", "http", "metrics"):
         serve.add_argument(f"--{name}-port", type=int, default=0, metavar="N", help="0: a free one")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     serve.add_argument("--threads", type=int, default=0, metavar="N", help="of each model; 0: all")
     serve.add_argument(
         "--deploy", type=Path, metavar="FILE", help="this host's choices (host.toml)"
+    )
+    serve.add_argument(
+        "--versioned", action="store_true", help="name models after their content, as several are"
+    )
+    serve.add_argument(
+        "--model-control",
+        choices=("none", "explicit"),
+        default="none",
+        help="explicit: let `merkit models` load and unload bundles meanwhile",
     )
     shut = serve.add_argument_group("protection")
     shut.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate")
@@ -50,6 +59,8 @@ def _serve(args: argparse.Namespace, say: Callable[[str], None]) -> int:
         http_port=args.http_port,
         metrics_port=args.metrics_port,
         threads=args.threads,
+        versioned=args.versioned,
+        explicit=args.model_control == "explicit",
         deployment=read_deployment(args.deploy) if args.deploy else DEFAULT,
         protection=Protection(
             certificate=args.tls_cert,
@@ -60,4 +71,4 @@ def _serve(args: argparse.Namespace, say: Callable[[str], None]) -> int:
         ),
         tracing=Tracing(args.trace_url, args.trace_rate) if args.trace_url else None,
     )
-    return serve(args.bundle, options, say=say)
+    return serve(args.bundles, options, say=say)

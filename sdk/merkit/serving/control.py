@@ -19,9 +19,14 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from merkit.backends.entries import DIGITS, suffix_of
-from merkit.backends.grpc_errors import translate
+from merkit.backends.grpc_errors import REFUSED, translate
 from merkit.backends.security import RESTRICTED, Security
-from merkit.errors import InvalidInputError, MissingExtraError, ServerNotReadyError
+from merkit.errors import (
+    AccessDeniedError,
+    InvalidInputError,
+    MissingExtraError,
+    ServerNotReadyError,
+)
 from merkit.serving.guard import ADMIN_HEADER
 
 ENTRY = "merkit"
@@ -115,7 +120,8 @@ class ModelControl:
         """The bundles in the repository, loaded or not.
 
         Raises:
-            BackendError: the server is down, or refuses.
+                AccessDeniedError: without its admin key.
+            BackendError: the server is down.
         """
         index = self._call("get_model_repository_index").models
         states = {model.name: model.state for model in index}
@@ -195,5 +201,11 @@ class ModelControl:
                     f"the server at {self.url} does not let models be loaded ({error.message()})",
                     "one with explicit model control",
                     "start it so: merkit serve --model-control explicit",
+                ) from None
+            if REFUSED in str(error).lower():
+                raise AccessDeniedError(
+                    f"the server at {self.url} does not let this client administer it",
+                    "the admin key that it was started with",
+                    "give it, --admin-key-file on the command line",
                 ) from None
             raise translate(error, self.url, self.seconds) from None
