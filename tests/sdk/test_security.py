@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,7 +11,7 @@ import pytest
 from authority import Authority
 from entries import decoded_entry
 from fake_triton import FakeTriton, aborts
-from tritonclient.grpc import service_pb2_grpc
+from grpc_serving import serving
 
 from merkit.backends.security import Security, is_loopback, speaks_tls
 from merkit.backends.triton import TritonBackend
@@ -54,27 +50,6 @@ class Guarded(FakeTriton):
         if self.token is not None and self.seen.get("authorization") != f"Bearer {self.token}":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "token expired")
         return super().ModelReady(request, context)
-
-
-@contextmanager
-def serving(
-    servicer: FakeTriton, pair: tuple[Path, Path] | None = None, clients: Path | None = None
-) -> Iterator[str]:
-    """The url of a server, with TLS where it is given certificate and key."""
-    server = grpc.server(ThreadPoolExecutor(2))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
-    if pair is None:
-        port = server.add_insecure_port("127.0.0.1:0")
-    else:
-        chain, key = pair[0].read_bytes(), pair[1].read_bytes()
-        root = clients.read_bytes() if clients else None
-        shown = grpc.ssl_server_credentials([(key, chain)], root, clients is not None)
-        port = server.add_secure_port("127.0.0.1:0", shown)
-    server.start()
-    try:
-        yield f"grpc{'s' if pair else ''}://127.0.0.1:{port}"
-    finally:
-        server.stop(0).wait()
 
 
 def opened(url: str, security: Security) -> None:
