@@ -194,11 +194,11 @@ def _profile(plain: Mapping[str, Any]) -> Profile:
 
 
 def admits(profile: Profile, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a profile takes inputs of these shapes."""
+    """Whether a profile takes inputs of these shapes; inputs that no plan reads are not given."""
     return all(
-        len(shapes[name]) == len(low)
-        and all(a <= n <= b for a, n, b in zip(low, shapes[name], high, strict=True))
-        for name, (low, _, high) in profile.items()
+        len(shape) == len(profile[name][0])
+        and all(a <= n <= b for a, _, b, n in zip(*profile[name], shape, strict=True))
+        for name, shape in shapes.items()
     )
 
 

@@ -16,8 +16,10 @@ from merkit.bundle import Bundle, open_bundle
 from merkit.errors import InvalidInputError
 from merkit.ort import import_onnxruntime
 from merkit_export.cli import main
+from merkit_export.tensorrt.checks import examine
+from merkit_export.tensorrt.graph import Finding, Graph
 from merkit_export.tensorrt.operators import SUPPORTED
-from merkit_export.tensorrt.preflight import Finding, Graph, examine, preflight, profile_findings
+from merkit_export.tensorrt.preflight import preflight, profile_findings, summary
 from merkit_export.tensorrt.profiles import Sizes, audio_buckets, profiles_of, step_profiles
 from merkit_export.tensorrt.restate import restate
 
@@ -200,6 +202,17 @@ def test_each_fault_is_named_with_its_node_and_a_fix(name: str) -> None:
     assert fix in findings[0].fix
     assert findings[0].node
     assert len({finding.node for finding in findings}) == len(findings) <= 3, findings
+
+
+def test_faults_of_one_kind_take_one_line() -> None:
+    nodes = [
+        Finding("error", "fusion", f"n{i} (Det)", "no such operator", "rewrite") for i in "abc"
+    ]
+    other = Finding("warning", "fusion", "m (Add)", "it holds NaN", "clamp")
+    assert list(summary([nodes[0], other, *nodes[1:]])) == [
+        "error: fusion: na (Det): no such operator; rewrite (and 2 more such nodes)",
+        "warning: fusion: m (Add): it holds NaN; clamp",
+    ]
 
 
 GOOD = {

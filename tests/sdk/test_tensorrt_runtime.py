@@ -16,7 +16,7 @@ from merkit.backends.embedded import EmbeddedBackend
 from merkit.bundle import Bundle, open_bundle
 from merkit.cuda import Cuda
 from merkit.errors import BundleCorruptError, InferenceError, InvalidInputError
-from merkit.plans import Host, Sidecar, read_sidecar
+from merkit.plans import Host, Sidecar, admits, read_sidecar
 from merkit_export.tensorrt.options import BuildOptions
 from merkit_export.tensorrt.plans import build_plans
 from merkit_export.tensorrt.profiles import profiles_of
@@ -158,6 +158,13 @@ def test_a_sidecar_knows_where_its_plan_runs(planned: Bundle) -> None:
     assert wide.refusal(Host("11.9.0.1", "7.5", sidecar.platform), digest) is not None
     assert wide.refusal(Host("11.3.0.1", "9.0", sidecar.platform), digest) is not None
     assert wide.refusal(Host("12.0.0.1", "9.0", sidecar.platform), digest) is not None
+
+
+def test_a_profile_takes_shapes_within_it() -> None:
+    profile = {"a": ((1, 3), (2, 3), (4, 3)), "read by nobody": ((1,), (1,), (1,))}
+    assert admits(profile, {"a": (4, 3)})
+    for shape in ((0, 3), (5, 3), (2, 2), (2,), (2, 3, 1)):
+        assert not admits(profile, {"a": shape})
 
 
 def test_a_sidecar_of_another_shape_is_refused(planned: Bundle) -> None:

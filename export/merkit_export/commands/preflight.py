@@ -46,15 +46,15 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 def _preflight(args: argparse.Namespace) -> int:
     from merkit.bundle import open_bundle
     from merkit_export.tensorrt.operators import SOURCE
-    from merkit_export.tensorrt.preflight import preflight
+    from merkit_export.tensorrt.preflight import preflight, summary
     from merkit_export.tensorrt.profiles import profiles_of
 
     bundle = open_bundle(args.bundle)
     profiles = profiles_of(bundle, args.deploy, args.max_batch, args.buckets)
     verdicts = preflight(bundle, profiles, args.step)
     for verdict in verdicts:
-        for finding in verdict.findings if verdict.planned else ():
-            print(finding.line())
+        for line in summary(verdict.findings if verdict.planned else ()):
+            print(line)
     for verdict in verdicts:
         word = "ready" if verdict.passed else "refused"
         if not verdict.planned:
