@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ def add(commands: Commands) -> None:
 
 def _render(args: argparse.Namespace) -> int:
     from merkit.bundle import open_bundle
+    from merkit.lint import refuse_errors
     from merkit.serving.deployment import DEFAULT, read_deployment
     from merkit.serving.render import render
 
@@ -55,6 +57,9 @@ def _render(args: argparse.Namespace) -> int:
         written = render(bundle, out, deployment, versioned=args.versioned, copy=args.copy)
         what = f"bundle {bundle.bundle_id[:8]}, " if args.versioned else ""
         print(f"{out}: {what}{len(written)} files for the {deployment.flavour} flavour")
+    for out in {args.out} if args.out else {bundle.root for bundle in bundles}:
+        for finding in refuse_errors(out).findings:
+            print(finding, file=sys.stderr)
     return 0
 
 

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from merkit.backends.entries import DIGITS
 from merkit.backends.security import is_loopback
 from merkit.bundle import Bundle, open_bundle
 from merkit.errors import InferenceError, InvalidInputError, MerkitError, ServerUnavailableError
+from merkit.lint import Options, refuse_errors, server_arguments
 from merkit.serving.control import entries_below
 from merkit.serving.deployment import DEFAULT, Deployment, StepDeployment
 from merkit.serving.guard import METRICS, PLAIN, Protection, Tracing
@@ -198,6 +200,8 @@ class Server:
         command += options.tracing.flags() if options.tracing else []
         for service, port in zip(("grpc", "http", "metrics"), ports, strict=True):
             command += [f"--{service}-address={options.host}", f"--{service}-port={port}"]
+        flags = server_arguments(shlex.join(command))
+        refuse_errors(repository, Options(server_args=flags, graphs=False))
         return command, environment
 
     def _deployment(self) -> Deployment:
