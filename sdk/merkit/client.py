@@ -309,7 +309,8 @@ def load(
 
     Args:
         bundle: the bundle's folder. Every content file is checked against its manifest.
-        providers: ONNX Runtime execution providers in order of preference (`cpu`, `cuda`, ...).
+        providers: ONNX Runtime execution providers in order of preference (`cpu`, `cuda`, ...), or
+            `tensorrt` for the plans that lie in the bundle; what has none that fits falls back.
         threads: budget of threads; default: the cores this process may use.
         lazy: ask no branch whose vote cannot change the label, and run only the encoders needed.
         detector: finds faces; default: OpenCV's Haar cascade.
