@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,21 +18,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.bundle import MANIFEST, Bundle, onnx_steps, sha256_file, write_manifest
 from merkit.errors import InvalidInputError, MerkitError
 from merkit.serving.render import render
 from merkit.steps.tokenize import JOINT_FILE
-from merkit_export import graphs, samples
+from merkit_export import graphs, samples, storage
 from merkit_export.costs import operations
 from merkit_export.origin import Origin, provenance, read_origin
 from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
+from merkit_export.precision import table
+from merkit_export.precision.choose import Plan, choose, entries
+from merkit_export.tolerance import tolerance_of
 from merkit_export.walk import torch_steps, walk
 from merkit_training.runs import read_json
 
 GIT_LIMIT = 10_000_000
 """Compressed bytes that a checked-in bundle may add to git; a larger one is built with a note."""
-PRECISION = "fp32; weights stored in fewer bits where that is exact"
 SYNTHETIC_NOTICE = (
     "Trained on synthetic data only. It proves that the machinery works; its answers say nothing "
     "about people."
@@ -43,17 +48,21 @@ OWN_NOTICE = (
 Report = Callable[[str], None]
 
 
-def build(run: Path, out: Path, *, name: str | None = None, say: Report = print) -> Bundle:
+def build(
+    run: Path, out: Path, *, name: str | None = None, plan: Plan | None = None, say: Report = print
+) -> Bundle:
     """Exports a run as the bundle `out`, replacing a bundle that stands there.
 
     Args:
         run: a finished run folder of `merkit-train run`.
         out: the bundle's folder.
         name: what the manifest calls the bundle; default: the recipe's name.
+        plan: the target whose precisions are to be searched; None: float32 everywhere.
         say: receives progress, one line at a time.
 
     Raises:
-        InvalidInputError: `out` holds something that is not a bundle.
+        InvalidInputError: `out` holds something that is not a bundle, or the plan's corpus is not
+            the run's.
         BundleError: the run is unfinished or damaged.
         MerkitError: a step cannot be exported, or torch and ONNX disagree; nothing is written.
     """
@@ -67,12 +76,65 @@ def build(run: Path, out: Path, *, name: str | None = None, say: Report = print)
         say(f"parity: {describe(steps, outcome)}")
         details["costs"] = operations(origin.contract, origin.modules, bundle.resources("tokenize"))
         details["validation"] |= {"parity": parity_summary(steps, outcome)}
+        if plan is not None:
+            _take_precisions(bundle, origin, plan, _work(out), digests, details, say)
         bundle = write_manifest(folder, origin.contract, digests, details)
         render(bundle, folder)
         say(_size(folder, bundle))
         _publish(folder, out)
+    shutil.rmtree(_work(out), ignore_errors=True)  # decoded faces and voices, among others
     say(f"{out}: bundle {bundle.bundle_id}, contract {bundle.contract.contract_id}")
     return Bundle(out, bundle.contract, bundle.manifest)
+
+
+def build_untrained(
+    recipe: Path, out: Path, *, name: str | None = None, plan: Plan | None = None,
+    say: Report = print,
+) -> Bundle:  # fmt: skip
+    """`build` of a recipe's shapes at random weights: speed and size are real, answers are not."""
+    from merkit_training.recipe import load_recipe
+    from merkit_training.untrained import write_untrained_run
+
+    loaded = load_recipe(recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = write_untrained_run(loaded, Path(scratch) / "run")
+        return build(run, out, name=name, plan=plan, say=say)
+
+
+def _take_precisions(
+    bundle: Bundle,
+    origin: Origin,
+    plan: Plan,
+    work: Path,
+    digests: dict[str, str],
+    details: dict[str, Any],
+    say: Report,
+) -> None:
+    """Searches, puts what was chosen in the place of what was exported, and proves it again."""
+    found = choose(bundle, plan, work, say)
+    for step, source in found.files.items():
+        path = bundle.model_path(step)
+        digests[step] = graphs.step_digest(onnx.load(source))
+        for file in (source, source.with_name(source.name + ".data")):
+            beside = path.with_name(file.name)
+            beside.unlink(missing_ok=True)
+            if file.exists():
+                shutil.copyfile(file, beside)
+    details["target"], details["precision"] = plan.target, found.precision
+    details["validation"]["precision"] = found.outcome.to_json()
+    bundle = write_manifest(bundle.root, origin.contract, digests, details)
+    steps, outcome = prove(bundle, origin, clips_follow=True)  # `choose` compared real clips
+    details["validation"]["parity"] = parity_summary(steps, outcome)
+    told = table.lines(found.outcome)
+    for row in told:
+        say(row)
+    if plan.table is not None:
+        table.write(found.outcome, plan.table)
+
+
+def _work(out: Path) -> Path:
+    """What a search keeps until it is done, so that it can be stopped."""
+    return out.parent / f".{out.name}.precision"
 
 
 def _details(origin: Origin, name: str | None) -> dict[str, Any]:
@@ -86,7 +148,7 @@ def _details(origin: Origin, name: str | None) -> dict[str, Any]:
         **({"notice": notice} if notice else {}),
         "voters": origin.voters,
         **_threshold(origin),
-        "precision": {step.name: PRECISION for step in onnx_steps(origin.contract)},
+        "precision": entries(origin.contract),
         "provenance": facts,
         "validation": {"scores": facts["stages"].get("fusion", {}).get("scores", {})},
     }
@@ -99,7 +161,11 @@ def _threshold(origin: Origin) -> dict[str, Any]:
 
 
 def _size(folder: Path, bundle: Bundle) -> str:
-    files = [(folder / name).read_bytes() for name in bundle.manifest["content"]]
+    content = bundle.manifest["content"]
+    total = sum(entry["size"] for entry in content.values())
+    if total > 20 * GIT_LIMIT:
+        return f"{len(content)} files, {total / 1e6:.0f} MB"
+    files = [(folder / name).read_bytes() for name in content]
     stored = sum(len(zlib.compress(content)) for content in files)
     note = "" if stored <= GIT_LIMIT else f", over the {GIT_LIMIT / 1e6:.0f} MB meant for git"
     plain = sum(map(len, files))
@@ -116,7 +182,7 @@ def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str,
     for spec in onnx_steps(contract):
         started = time.monotonic()
         model = graphs.export_step(origin.modules[spec.name], spec, contract, example)
-        size = graphs.save(model, folder / spec.name / "1" / "model.onnx")
+        size = storage.save(model, folder / spec.name / "1" / "model.onnx")
         digests[spec.name] = graphs.step_digest(model)
         seconds = time.monotonic() - started
         say(f"{spec.name:20} {size / 1e6:6.2f} MB {len(model.graph.node):5} nodes {seconds:6.1f} s")
@@ -132,11 +198,20 @@ def _copy_tokenizers(first: Path, folder: Path) -> str:
     return digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def prove(bundle: Bundle, origin: Origin) -> tuple[list[StepParity], OutcomeParity]:
-    """Measures parity of an opened bundle with its run; MerkitError where they disagree."""
+def prove(
+    bundle: Bundle, origin: Origin, clips_follow: bool = False
+) -> tuple[list[StepParity], OutcomeParity]:
+    """Measures parity of an opened bundle with its run; MerkitError where they disagree.
+
+    Steps in few bits are held to what their precision may differ by (`tolerance`), and with
+    `clips_follow` to their least cosine on real clips only.
+    """
+    tolerances = {
+        s.name: tolerance_of(bundle.manifest, s.name) for s in onnx_steps(origin.contract)
+    }
     backend = EmbeddedBackend(bundle, providers=["cpu"], threads=THREADS)
     try:
-        steps, outcome = compare_steps(backend, origin.modules)
+        steps, outcome = compare_steps(backend, origin.modules, tolerances, clips_follow)
     finally:
         backend.close()
     failed = [*(p for step in steps for p in step.problems), *outcome.problems]

@@ -14,7 +14,6 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from merkit.errors import MerkitError
 from merkit.ragged import graph_feed, graph_inputs
 from merkit_export.compact import compact
 from merkit_export.ragged import Unragged
+from merkit_export.storage import LIMIT, weight_bytes
 from merkit_training.encoders.adopted import AdoptedEncoder
 
 OPSET = 20
@@ -124,23 +124,13 @@ def step_digest(model: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def save(model: onnx.ModelProto, path: Path) -> int:
-    """Writes the model under a temporary name, then renames it; its size in bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    content = model.SerializeToString(deterministic=True)
-    temporary.write_bytes(content)
-    temporary.replace(path)
-    return len(content)
-
-
 def seal(model: onnx.ModelProto, step: StepSpec, contract: Contract) -> None:
     """Checks the graph against the contract, strips what is not computation, and states whose it
     is; MerkitError where it is not the step."""
     graph = model.graph
     _check_wire(graph.input, graph_inputs(step, contract.tensors), step.name)
     _check_wire(graph.output, {n: contract.tensors[n] for n in step.outputs}, step.name)
-    _strip(graph)
+    strip(graph)
     for function in model.functions:
         del function.metadata_props[:]
         function.doc_string = ""
@@ -156,6 +146,8 @@ def seal(model: onnx.ModelProto, step: StepSpec, contract: Contract) -> None:
             "producer": f"merkit {__version__}, torch {torch.__version__.partition('+')[0]}",
         },
     )
+    if weight_bytes(model) > LIMIT:
+        return  # onnx checks what protobuf can serialise; ONNX Runtime judges this one
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -193,7 +185,8 @@ def wire_value(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, ELEMENTS[spec.dtype], list(spec.shape))
 
 
-def _strip(graph: onnx.GraphProto) -> None:
+def strip(graph: onnx.GraphProto) -> None:
+    """Removes what is not computation: documentation, metadata, inferred shapes."""
     graph.doc_string = ""
     del graph.metadata_props[:]
     del graph.value_info[:]  # inferred again by whoever loads it
@@ -209,7 +202,7 @@ def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
         del node.metadata_props[:]  # stack traces, with paths of the exporting machine
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                _strip(attribute.g)
+                strip(attribute.g)
 
 
 def _graph_plain(graph: onnx.GraphProto, outer: Mapping[str, str], wire: bool = False) -> list[Any]:

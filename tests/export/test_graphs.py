@@ -14,7 +14,8 @@ from merkit.contract import Contract
 from merkit.errors import MerkitError
 from merkit.pipeline import GROUPS, standard_contract
 from merkit_export.compact import SMALLEST
-from merkit_export.graphs import export_step, save, step_digest
+from merkit_export.graphs import export_step, step_digest
+from merkit_export.storage import save
 
 WIDTH = 8
 LABELS = ("neutral", "angry", "happy", "sad", "worried", "surprise")

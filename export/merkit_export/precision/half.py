@@ -1,0 +1,91 @@
+"""16 bits for GPUs: half the bytes, and tensor cores; float32 where a sum would overflow.
+
+float16 ends at 65,504: a mask's fill of -3.4e38 becomes minus infinity, and a row of nothing but
+infinities NaN; the mean of squares of a norm overflows just so. So fills are clamped first, and
+norms and sums stay float32. bfloat16 has float32's range and needs none of that, but only CUDA and
+TensorRT run it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+FILL = -1e4
+"""What a mask's fill becomes: exp(-1e4) is 0 in every precision."""
+EXACT = ("Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Reciprocal", "CumSum", "Range")
+"""Operators of norms and counts, which stay float32."""
+
+
+def halve(model: onnx.ModelProto, brain: bool) -> onnx.ModelProto:
+    """The graph in float16, or bfloat16 if `brain`; its inputs and outputs stay float32."""
+    from onnxruntime.transformers import float16
+
+    clamp_fills(model)
+    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *EXACT]
+    made: onnx.ModelProto = float16.convert_float_to_float16(
+        model, keep_io_types=True, op_block_list=blocked
+    )
+    if brain:
+        _to_brain(made)
+    _sort(made.graph)
+    del made.graph.value_info[:]
+    return made
+
+
+def clamp_fills(model: onnx.ModelProto) -> int:
+    """Replaces stored values beyond float16's range by the fill; how many tensors had some."""
+    changed = 0
+    limit = float(np.finfo(np.float16).max)
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if values.size and float(values.min()) < -limit:
+            clamped = np.where(values < -limit, np.float32(FILL), values)
+            tensor.CopyFrom(numpy_helper.from_array(clamped, tensor.name))
+            changed += 1
+    return changed
+
+
+def _to_brain(model: onnx.ModelProto) -> None:
+    """Every float16 becomes bfloat16, which has the same number of bytes."""
+    graph = model.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor.CopyFrom(_brain_tensor(tensor))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.BFLOAT16
+            elif attribute.t.data_type == TensorProto.FLOAT16:
+                attribute.t.CopyFrom(_brain_tensor(attribute.t))
+
+
+def _brain_tensor(tensor: TensorProto) -> TensorProto:
+    values = numpy_helper.to_array(tensor).astype(np.float32)
+    bits = values.view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return helper.make_tensor(
+        tensor.name, TensorProto.BFLOAT16, list(tensor.dims), rounded.tobytes(), raw=True
+    )
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Puts nodes after what they read: the converter appends its Casts at the end."""
+    ready = {t.name for t in graph.initializer} | {v.name for v in graph.input} | {""}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in ready for name in node.input):
+                ordered.append(node)
+                ready.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            raise ValueError(f"{graph.name} reads {sorted(set(later[0].input) - ready)}")
+        waiting = later
+    del graph.node[:]
+    graph.node.extend(ordered)
