@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -15,17 +17,22 @@ import pytest
 from conftest import REPOSITORY
 
 from merkit import __version__
-from merkit.errors import InvalidInputError
+from merkit.bundle import Bundle
+from merkit.client import Client, connect
+from merkit.errors import InvalidInputError, ServerNotReadyError, ServerUnavailableError
 from merkit.serving import container
+from merkit.serving.deployment import Deployment
 from merkit.serving.guard import ADMINISTRATION, ANSWERS, Protection, Tracing
-from merkit.serving.server import ServeOptions
-from merkit.serving.tritonserver import Installation
+from merkit.serving.render import render
+from merkit.serving.server import ServeOptions, free_ports
+from merkit.serving.tritonserver import Installation, assemble
 
 DOCKERFILE = REPOSITORY / "triton_repo" / "Dockerfile"
 LINES = re.sub(r"\\\n\s*", " ", DOCKERFILE.read_text("utf-8")).splitlines()
 INSTRUCTIONS = [line.split(maxsplit=1) for line in LINES if line and line[0] not in "# "]
 FINAL = INSTRUCTIONS[max(i for i, (name, _) in enumerate(INSTRUCTIONS) if name == "FROM") :]
 SECRET = "a-secret-of-some-length"
+HERE = {"MERKIT_REPOSITORY": str(REPOSITORY / "triton_repo" / "models")}
 
 
 def stated(name: str) -> list[str]:
@@ -91,7 +98,7 @@ def known(triton: Installation) -> set[str]:
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
     """Every file that the environment can name."""
-    made = {}
+    made = dict(HERE)
     for name in ("TLS_CERT", "TLS_KEY", "CLIENT_CA", "TOKEN_FILE", "ADMIN_KEY_FILE"):
         path = tmp_path / name.lower()
         secret = name.endswith("_FILE")
@@ -109,16 +116,16 @@ def test_every_option_is_one_that_triton_has(known: set[str], files: dict[str, s
     chart = (REPOSITORY / "triton_repo/helm/merkit/templates/deployment.yaml").read_text("utf-8")
     arguments = re.findall(r"^ +- (--[a-z-]+=\d+)$", chart, re.MULTILINE)
     assert arguments
-    for environment in ({}, files, traced):
+    for environment in (HERE, files, traced):
         assert options(container.command(environment, arguments)) <= known
 
 
 def test_nothing_is_open_that_was_not_opened(files: dict[str, str]) -> None:
-    shut = container.command({})
+    shut = container.command(HERE)
     for service in ("grpc-restricted-protocol", "http-restricted-api"):
         (one,) = [part for part in shut if part.startswith(f"--{service}=")]
         assert one.startswith(f"--{service}={ADMINISTRATION}:admin-key=")
-    assert container.command({}) != shut, "nobody knows the key"
+    assert container.command(HERE) != shut, "nobody knows the key"
     full = container.command(files)
     token, admin = f"{SECRET}-TOKEN_FILE", f"{SECRET}-ADMIN_KEY_FILE"
     assert f"--grpc-restricted-protocol={ANSWERS}:merkit-token={token}" in full
@@ -126,7 +133,7 @@ def test_nothing_is_open_that_was_not_opened(files: dict[str, str]) -> None:
     everything = f"--http-restricted-api={ADMINISTRATION},{ANSWERS}:admin-key={admin}"
     assert everything in full, "HTTP has no TLS, so with TLS it answers health alone"
     assert "--grpc-use-ssl-mutual=true" in full
-    plain = {"MERKIT_TOKEN_FILE": files["MERKIT_TOKEN_FILE"]}
+    plain = HERE | {"MERKIT_TOKEN_FILE": files["MERKIT_TOKEN_FILE"]}
     assert f"--http-restricted-api={ANSWERS}:merkit-token={token}" in container.command(plain)
 
 
@@ -143,6 +150,7 @@ def test_nothing_is_open_that_was_not_opened(files: dict[str, str]) -> None:
         {"MERKIT_TRACE_URL": "collector:4317"},
         {"MERKIT_TRACE_URL": "http://collector", "MERKIT_TRACE_RATE": "often"},
         {"MERKIT_TRACE_URL": "http://collector", "MERKIT_TRACE_RATE": "0"},
+        {"MERKIT_REPOSITORY": "/nowhere"},
     ],
     ids=str,
 )
@@ -151,7 +159,7 @@ def test_settings_that_would_not_protect_are_refused(
 ) -> None:
     (tmp_path / "short").write_text("secret")
     (tmp_path / "colon").write_text("a:secret,with=all:that-splits")
-    environment = {
+    environment = HERE | {
         name: files.get(f"MERKIT_{value}", str(tmp_path / value) if "/" not in value else value)
         if "TRACE" not in name
         else value
@@ -170,18 +178,70 @@ def test_the_entry_becomes_the_server_and_a_refusal_is_one_line(
     server.parent.mkdir()
     server.write_text('#!/bin/sh\necho "$$ $@"\n')
     server.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{server.parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, **HERE, "PATH": f"{server.parent}:{os.environ['PATH']}"}
     command = [sys.executable, "-m", container.__name__, "--log-verbose=1"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     out, _ = process.communicate(timeout=60)
     pid, *arguments = out.split()
     assert int(pid) == process.pid, "signals must reach the server itself"
-    assert arguments[0] == f"--model-repository={container.REPOSITORY}"
+    assert arguments[0] == f"--model-repository={HERE['MERKIT_REPOSITORY']}"
+    assert "--load-model=merkit" in arguments
+    assert not [a for a in arguments if a == "--load-model=fusion"], (
+        "entry points bring their steps"
+    )
     assert arguments[-1] == "--log-verbose=1"
     lone = {**environment, "MERKIT_TLS_CERT": files["MERKIT_TLS_CERT"]}
     refused = subprocess.run(command, env=lone, capture_output=True, text=True)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
+
+
+def test_an_object_store_cannot_be_looked_into() -> None:
+    assert "--load-model=*" in container.command({"MERKIT_REPOSITORY": "s3://bucket/models"})
+
+
+def test_the_real_server_starts_on_it_and_ends_when_it_is_told(
+    toy_bundle: Bundle, triton: Installation, tmp_path: Path
+) -> None:
+    repository, support = tmp_path / "models", tmp_path / "support"
+    support.mkdir()
+    render(toy_bundle, repository, Deployment(flavour=triton.flavour, threads=1))
+    backends, environment = assemble(triton, support)
+    grpc, http, metrics = free_ports("127.0.0.1", (0, 0, 0))
+    line = container.command(
+        {"MERKIT_REPOSITORY": str(repository)},
+        [
+            f"--backend-directory={backends}",
+            "--backend-config=python,shm-region-prefix-name=merkit-container-test",
+            *(f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")),
+            f"--grpc-port={grpc}",
+            f"--http-port={http}",
+            f"--metrics-port={metrics}",
+        ],
+    )
+    log = (tmp_path / "log").open("wb")
+    process = subprocess.Popen(
+        [triton.binary, *line[1:]], env=environment, stdout=log, stderr=log, cwd=tmp_path
+    )
+    try:
+        with eventually_connected(f"grpc://127.0.0.1:{grpc}") as client:
+            assert client.predict(text="hello").label
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(container.EXIT_SECONDS + 20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def eventually_connected(url: str, seconds: float = 90) -> Client:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return connect(url, deadline=30)
+        except (ServerUnavailableError, ServerNotReadyError):
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
 def test_a_server_is_on_loopback_and_shut_unless_it_is_told_otherwise() -> None:

@@ -26,9 +26,9 @@ import merkit
 from merkit.backends.security import Security
 from merkit.bundle import Bundle
 from merkit.client import connect
-from merkit.errors import AccessDeniedError, CertificateError, ClipLimitError
+from merkit.errors import AccessDeniedError, CertificateError, ClipLimitError, InvalidInputError
 from merkit.media.limits import Limits
-from merkit.serving.deployment import Deployment
+from merkit.serving.deployment import Deployment, read_deployment
 from merkit.serving.guard import Protection, Tracing
 from merkit.serving.server import ServeOptions, Server
 from merkit.serving.tritonserver import Installation
@@ -202,6 +202,17 @@ def test_the_server_decodes_within_its_own_limits(fortress: Server, trusted: Sec
                 client.predict(clip, text="hello")
             assert limit in caught.value.expected.replace(",", ""), caught.value
         assert client.predict(wav(1.0), text="hello").label
+
+
+def test_the_documented_limits_are_read(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "operations.md").read_text("utf-8")
+    (tmp_path / "host.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    read = read_deployment(tmp_path / "host.toml").limits
+    assert read == Limits(max_bytes=1 << 26, max_seconds=300, max_pixels=3840 * 2160, max_streams=8)
+    for wrong in ("max_bytes = 0", "max_seconds = 'long'", "max_frames = 3"):
+        (tmp_path / "host.toml").write_text(f"[limits]\n{wrong}\n")
+        with pytest.raises(InvalidInputError, match="limits"):
+            read_deployment(tmp_path / "host.toml")
 
 
 def test_a_trace_goes_on_through_the_server(

@@ -3,7 +3,7 @@
 NVIDIA's image starts a server with every port open and every model loadable by anybody. This
 entry reads what the host decided out of the environment and becomes tritonserver:
 
-    MERKIT_REPOSITORY      the model repository; default: /models
+    MERKIT_REPOSITORY      the model repository, a folder or an object store; default: /models
     MERKIT_TLS_CERT, MERKIT_TLS_KEY, MERKIT_CLIENT_CA, MERKIT_TOKEN_FILE, MERKIT_ADMIN_KEY_FILE
                            files: see `merkit.serving.guard.Protection`
     MERKIT_TRACE_URL, MERKIT_TRACE_RATE
@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from merkit.errors import InvalidInputError, MerkitError
+from merkit.serving.control import entries_below
 from merkit.serving.guard import METRICS, Protection, Tracing
 
 REPOSITORY = "/models"
@@ -46,11 +47,12 @@ def command(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> li
     tracing: list[str] = []
     if url := environment.get("MERKIT_TRACE_URL"):
         tracing = Tracing(url, _rate(environment.get("MERKIT_TRACE_RATE") or "1000")).flags()
+    repository = environment.get("MERKIT_REPOSITORY") or REPOSITORY
     return [
         "tritonserver",
-        f"--model-repository={environment.get('MERKIT_REPOSITORY') or REPOSITORY}",
+        f"--model-repository={repository}",
         "--model-control-mode=explicit",
-        "--load-model=*",
+        *(f"--load-model={name}" for name in _models(repository)),
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={EXIT_SECONDS}",
         *METRICS,
@@ -58,6 +60,19 @@ def command(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> li
         *tracing,
         *arguments,
     ]
+
+
+def _models(repository: str) -> list[str]:
+    """What to load: entry points, which bring their steps; of an object store, everything."""
+    if "://" in repository:
+        return ["*"]
+    if entries := entries_below(Path(repository)):
+        return entries
+    raise InvalidInputError(
+        f"{repository} holds no entry point of a bundle",
+        "a rendered repository",
+        "mount one there, or set MERKIT_REPOSITORY",
+    )
 
 
 def _rate(text: str) -> int:
