@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import odd_media
 import pytest
 from conftest import REPOSITORY
+from random_run import SMALLEST
 
 from merkit.bundle import Bundle
 from merkit.errors import BundleNotFoundError, InvalidInputError, ServerUnavailableError
@@ -27,8 +30,10 @@ from merkit_training.evaluation.material import Spool, look
 from merkit_training.evaluation.measure import Settings
 from merkit_training.evaluation.report import evaluate
 from merkit_training.evaluation.subject import Subject, open_subject
+from merkit_training.evaluation.submission import submit
 from merkit_training.labels import MER6
 from merkit_training.runs import write_json
+from merkit_training.untrained import write_untrained_run
 
 FACE = REPOSITORY / "docs" / "media" / "sample.mp4"
 COLUMNS = ("path", "name", "discrete", "text", "speaker", "subset", "room")
@@ -236,6 +241,19 @@ def test_a_run_answers_as_its_modules_do(random_run: Path) -> None:
     assert subject.facts["kind"] == "run" and subject.contract == reference.contract
     for name in OUTCOME:
         assert np.array_equal(ours[name], theirs[name]), name
+
+
+def test_a_run_that_learnt_valence_tells_it(tmp_path: Path) -> None:
+    branch = replace(SMALLEST.fusion.branch, valence=True)
+    recipe = replace(SMALLEST, fusion=replace(SMALLEST.fusion, branch=branch))
+    subject = open_subject(write_untrained_run(recipe, tmp_path / "run"))
+    (tmp_path / "clips.csv").write_text("name,text,path\nface,what a surprise,face.mp4\n")
+    shutil.copy(FACE, tmp_path / "face.mp4")
+    done = submit(subject, tmp_path / "clips.csv", tmp_path / "answers.csv")
+    header, line = (tmp_path / "answers.csv").read_text("utf-8").splitlines()
+    assert header == "name,discrete,valence"
+    assert line == f"face,{done.labels['face']},{done.valence['face']:.4f}"
+    assert np.isfinite(done.valence["face"])
 
 
 def test_the_command_says_what_is_wrong(

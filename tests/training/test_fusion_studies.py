@@ -223,7 +223,7 @@ def test_valence_is_learnt_where_it_is_labelled_and_changes_no_graph(data: Featu
     config = replace(QUICK, branch=branch, epochs=40, voters=("t", "t+v"))
     model, _, _ = fit_fusion(labelled, labelled, config, 0, CLASSES)
     held_out = data.presence[:, 2] & ~half
-    error = (tables.voted_valence(model, labelled) - truth.numpy())[held_out.numpy()] ** 2
+    error = (model.valence(*labelled.inputs()) - truth.numpy())[held_out.numpy()] ** 2
     assert error.mean() < 0.6 * float(truth[held_out].var())
     assert set(tables.valence_errors(model, {"x": labelled, "y": data})) == {"x"}
     assert [len(out) for out in model(*data.inputs())] == [len(data)] * 2

@@ -23,6 +23,8 @@ SYNTHETIC = (
     "Trained on synthetic data only. It proves that the machinery works; its answers say nothing "
     "about people."
 )
+VALENCE = "valence"
+"""float32 [batch] in the answers of a run that learnt it; no tensor of the contract."""
 
 
 @dataclass(frozen=True)

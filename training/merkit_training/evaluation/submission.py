@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from tqdm import tqdm
 
@@ -24,10 +25,10 @@ from merkit_training.data.manifest import TEXTS, first, read_manifest
 from merkit_training.data.mer import read_mer
 from merkit_training.data.tables import TABLES, rows_of
 from merkit_training.evaluation.material import look
-from merkit_training.evaluation.subject import Subject
+from merkit_training.evaluation.subject import VALENCE, Subject
 from merkit_training.runs import write_bytes
 
-COLUMNS = ("name", "discrete")
+COLUMNS = ("name", "discrete", "valence")
 NAMED = 10  # names in an error
 
 
@@ -40,12 +41,20 @@ class Submission:
         filled: names without an answer of the model, with the reason; they have `majority`.
         extra: clips of the folder that the list does not name; not written.
         majority: the class that was filled in; "" if none was needed.
+        valence: by name, where the model knows it; of filled names the mean of the others.
     """
 
     labels: Mapping[str, str]
     filled: Mapping[str, str]
     extra: tuple[str, ...]
     majority: str
+    valence: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    label: str
+    valence: float | None
 
 
 def submit(
@@ -60,7 +69,7 @@ def submit(
     overwrite: bool = False,
     workers: int = 2,
 ) -> Submission:
-    """Answers every clip and writes `name,discrete`.
+    """Answers every clip and writes `name,discrete`, with `valence` if the model knows it.
 
     Args:
         subject: the model.
@@ -91,36 +100,42 @@ def submit(
         )
     filled |= {name: "no clip of this name" for name in absent}
     listed = set(order)
-    labels: dict[str, str] = {}
+    answers: dict[str, _Answer] = {}
     chosen = [records[name] for name in order if name in records]
     for record, answer in _answers(subject, chosen, workers):
         if isinstance(answer, Problem):
             filled[record.name] = answer.detail
         else:
-            labels[record.name] = answer
+            answers[record.name] = answer
     filled = {name: reason for name, reason in filled.items() if name in listed}
-    common = majority or _commonest(list(labels.values()), subject.labels) if filled else ""
-    rows = {name: labels.get(name, common) for name in order}
-    write_bytes(out, _csv(rows).encode())
+    said = [answer.label for answer in answers.values()]
+    common = majority or _commonest(said, subject.labels) if filled else ""
+    rows = {name: answers[name].label if name in answers else common for name in order}
+    known = {n: a.valence for n, a in answers.items() if a.valence is not None}
+    mean = fmean(known.values()) if known else 0.0
+    valence = {name: known.get(name, mean) for name in order} if known else {}
+    write_bytes(out, _csv(rows, valence).encode())
     extra = tuple(name for name in sorted(asked) if name not in listed)
-    return Submission(rows, {n: filled[n] for n in order if n in filled}, extra, common)
+    return Submission(rows, {n: filled[n] for n in order if n in filled}, extra, common, valence)
 
 
 def _answers(
     subject: Subject, records: Sequence[ClipRecord], workers: int
-) -> Iterator[tuple[ClipRecord, str | Problem]]:
-    """The label of each clip, or why there is none, in order; few clips are held at a time."""
+) -> Iterator[tuple[ClipRecord, _Answer | Problem]]:
+    """The answer on each clip, or why there is none, in order; few clips are held at a time."""
     p, backend = subject.contract.preprocessing, subject.client.backend
 
-    def answer(record: ClipRecord) -> str | Problem:
+    def answer(record: ClipRecord) -> _Answer | Problem:
         try:
             tensors = look(record, p).tensors
-            label = int(backend.infer({name: tensors[name] for name in DECODED_IN})["label"][0])
+            found = backend.infer({name: tensors[name] for name in DECODED_IN})
         except (InputError, InferenceError) as error:
             return Problem(type(error).__name__, record.name, error.found)
+        label = int(found["label"][0])
         if label < 0:
             return Problem("no evidence", record.name, "no face, no audible sound and no words")
-        return subject.labels[label]
+        valence = float(found[VALENCE][0]) if VALENCE in found else None
+        return _Answer(subject.labels[label], valence)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="submit") as pool:
         done = tqdm(pool.map(answer, records), total=len(records), unit="clip", mininterval=1)
@@ -175,10 +190,14 @@ def _commonest(labels: Sequence[str], order: Sequence[str]) -> str:
     return max(order, key=lambda label: (tally[label], -order.index(label)))
 
 
-def _csv(rows: Mapping[str, str]) -> str:
+def _csv(rows: Mapping[str, str], valence: Mapping[str, float]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([COLUMNS, *rows.items()])
+    if valence:
+        writer.writerow(COLUMNS)
+        writer.writerows([name, label, f"{valence[name]:.4f}"] for name, label in rows.items())
+    else:
+        writer.writerows([COLUMNS[:2], *rows.items()])
     return text.getvalue()
 
 

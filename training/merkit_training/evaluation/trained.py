@@ -21,6 +21,8 @@ from merkit.contract import Contract, Preprocessing, StepSpec, Voter
 from merkit.errors import BundleCorruptError, InferenceError
 from merkit.pipeline import OUTCOME, cut, standard_contract
 from merkit.steps import Tokenize
+from merkit_training.evaluation.subject import VALENCE
+from merkit_training.fusion.model import Fusion
 from merkit_training.runs import read_json
 from merkit_training.settings import from_table
 from merkit_training.steps import load_step
@@ -30,7 +32,8 @@ from merkit_training.voting import Voting
 class TrainedBackend:
     """Runs a finished training run's modules on the CPU, step after step.
 
-    Takes `pipeline.DECODED_IN`; the client decodes.
+    Takes `pipeline.DECODED_IN`; the client decodes. Where the run's branches have a head for
+    valence, answers hold `VALENCE` beside the outcome.
 
     Raises:
         BundleNotFoundError: a stage has not been run.
@@ -59,7 +62,20 @@ class TrainedBackend:
             values |= self._run(spec, values)
             if timings is not None:
                 timings[spec.name] = 1e3 * (time.perf_counter() - start)
-        return {name: values[name] for name in OUTCOME}
+        answer = {name: values[name] for name in OUTCOME}
+        if self._fusion.config.valence:
+            answer[VALENCE] = self._fusion.valence(*self._arguments("fusion", values))
+        return answer
+
+    @property
+    def _fusion(self) -> Fusion:
+        fusion = self._modules["fusion"]
+        assert isinstance(fusion, Fusion)
+        return fusion
+
+    def _arguments(self, step: str, values: Tensors) -> list[torch.Tensor]:
+        names = self.contract.step(step).inputs
+        return [torch.from_numpy(np.array(values[name])) for name in names]
 
     def close(self) -> None:
         """Nothing to release."""
@@ -67,7 +83,7 @@ class TrainedBackend:
     def _run(self, spec: StepSpec, values: Tensors) -> dict[str, NDArray[Any]]:
         if spec.name == "tokenize":
             return self._tokenize(values)
-        arguments = [torch.from_numpy(np.array(values[name])) for name in spec.inputs]
+        arguments = self._arguments(spec.name, values)
         try:
             with torch.inference_mode():
                 made = self._modules[spec.name](*arguments)

@@ -14,11 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from merkit.contract import MODALITIES, Voter
 from merkit.pipeline import GROUP_MODALITIES, GROUPS
+from merkit.voting import ranked_mode
 from merkit_training.fusion.config import BranchConfig
 from merkit_training.runs import load_step_files
 from merkit_training.settings import from_table
@@ -179,6 +182,30 @@ class Fusion(nn.Module):
         calibrated = (torch.stack(rows, dim=2) / self.temperatures).transpose(1, 2)
         scores = (calibrated + self.log_prior).softmax(dim=2) * torch.stack(spoke, dim=1)
         return scores, torch.stack(shares, dim=1)
+
+    @torch.no_grad()
+    def valence(self, *inputs: Tensor) -> NDArray[np.float32]:
+        """Valence [b], in training alone: the mean over the branches that voted for the winner.
+
+        Args:
+            inputs: as of `forward`, of a fusion whose config has valence.
+
+        Returns:
+            NaN where no branch votes.
+        """
+        features, here = dict(zip(GROUPS, inputs, strict=False)), group_presence(inputs[-1])
+        scores = self(*inputs)[0].numpy()
+        label, _ = ranked_mode(scores)
+        agree = (scores.argmax(axis=2) == label[:, None]) & (scores != 0).any(axis=2)
+        each = []
+        for voter, branch in zip(self.voters, self.branches, strict=True):
+            assert isinstance(branch, Branch)
+            own = torch.cat([here[g] for g in voter.groups], dim=1)
+            attended = branch.attend([features[g] for g in voter.groups], own)[0]
+            each.append(branch.valence(attended)[:, 0].numpy())
+        total, count = (np.stack(each, axis=1) * agree).sum(axis=1), agree.sum(axis=1)
+        found = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return found.astype(np.float32)
 
 
 def group_presence(presence: Tensor) -> dict[str, Tensor]:

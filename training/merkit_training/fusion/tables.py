@@ -36,7 +36,7 @@ from merkit_training.fusion.dataset import (
     read_features,
     test_splits,
 )
-from merkit_training.fusion.model import Branch, Fusion
+from merkit_training.fusion.model import Fusion
 from merkit_training.fusion.page import ON_TEST, page
 from merkit_training.fusion.train import (
     fit_branch,
@@ -44,7 +44,6 @@ from merkit_training.fusion.train import (
     labels_of,
     majority,
     predict,
-    predict_valence,
 )
 from merkit_training.labels import classes_of
 from merkit_training.metrics import accuracy, brier, ece, paired_bootstrap, waf
@@ -285,27 +284,13 @@ def calibration(fusion: Fusion, tests: Mapping[str, FeatureSet]) -> dict[str, di
     return found
 
 
-def voted_valence(fusion: Fusion, data: FeatureSet) -> NDArray[np.float32]:
-    """Valence [n]: the mean over the branches that voted for the winner; NaN where none voted."""
-    scores = probabilities(fusion, data)
-    label, _ = ranked_mode(scores)
-    agree = (scores.argmax(axis=2) == label[:, None]) & (scores != 0).any(axis=2)
-    each = [
-        predict_valence(branch, voter.groups, data).numpy()
-        for voter, branch in zip(fusion.voters, fusion.branches, strict=True)
-        if isinstance(branch, Branch)
-    ]
-    total, count = (np.stack(each, axis=1) * agree).sum(axis=1), agree.sum(axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-
-
 def valence_errors(fusion: Fusion, tests: Mapping[str, FeatureSet]) -> dict[str, float]:
     """Mean squared error of the valence by split, of those whose clips are labelled with it."""
     found = {}
     for name, test in tests.items():
         truth = test.valence.numpy()
         if fusion.config.valence and not np.isnan(truth).all():
-            found[name] = float(np.nanmean((voted_valence(fusion, test) - truth) ** 2))
+            found[name] = float(np.nanmean((fusion.valence(*test.inputs()) - truth) ** 2))
     return found
 
 

@@ -97,15 +97,6 @@ def predict(branch: Branch, groups: Sequence[str], data: FeatureSet) -> tuple[Te
         return branch(features, here)[0], here.any(dim=1)
 
 
-def predict_valence(branch: Branch, groups: Sequence[str], data: FeatureSet) -> Tensor:
-    """Valence float32 [n] of a branch that has the head for it."""
-    branch.eval()
-    with torch.no_grad():
-        features, here = _view(groups, data, torch.arange(len(data)), data.presence)
-        found: Tensor = branch.valence(branch.attend(features, here)[0])[:, 0]
-    return found
-
-
 def evenly(count: int, most: int) -> Tensor:
     """Row numbers int64 [min(count, most)] spread evenly over `count` rows."""
     chosen = min(count, most)
