@@ -1,0 +1,1 @@
+"""Paraformer: sound to tokens in one pass (seed 2.4.1)."""
