@@ -13,6 +13,7 @@ what waits, up to the maximum, which Triton's own guide advises unless one size 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from merkit.contract import Contract, StepSpec, TensorSpec
@@ -51,6 +52,18 @@ def max_batch_size(contract: Contract, step: StepSpec, choice: StepDeployment, n
         return 0
     least = 1 if native and step.ragged else 0
     return max(least, choice.max_batch_size or 0)
+
+
+def permitted(
+    manifest: Mapping[str, Any], step: StepSpec, choice: StepDeployment
+) -> StepDeployment:
+    """The choice as far as the bundle allows it: a step in a precision that scales activations
+    over the whole batch (the manifest's `precision` says so) runs one clip at a time."""
+    table = manifest.get("precision")
+    stated = table.get(step.name) if isinstance(table, Mapping) else None
+    if isinstance(stated, Mapping) and stated.get("batches") is False:
+        return replace(choice, max_batch_size=0)
+    return choice
 
 
 def batch_fields(
