@@ -32,7 +32,7 @@ def contender(name: str, bundle: str, run: str, threads: int) -> Iterator[Client
         from merkit_export.reference import TorchBackend
 
         torch.set_num_threads(threads)
-        with Client(TorchBackend(Path(run))) as client:
+        with Client(TorchBackend(Path(run), keep=True)) as client:
             yield client
     else:
         from merkit.serving import ServeOptions, Server

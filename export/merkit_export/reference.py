@@ -23,16 +23,21 @@ class TorchBackend:
     """Runs a finished training run's modules on the CPU, step after step.
 
     Takes `pipeline.DECODED_IN`; the client decodes. Raises as `read_origin` does.
+
+    Args:
+        run: the run's folder.
+        keep: hold every module in memory, however large: what is timed must not load.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, keep: bool = False) -> None:
         from merkit.steps import REGISTRY
 
         origin = read_origin(run)
         self.contract = origin.contract
         identity = {"contract_id": self.contract.contract_id, "backend": "torch"}
         self.identity: Mapping[str, str] = identity
-        self._steps = torch_steps(self.contract, origin.modules)
+        modules = dict(origin.modules) if keep else origin.modules
+        self._steps = torch_steps(self.contract, modules)
         self._steps["tokenize"] = REGISTRY["tokenize"](self.contract, origin.tokenizer.parent)
 
     def infer(
