@@ -249,7 +249,6 @@ CASES = (
         + 'batch_output { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "N" '
         + 'source_input: "IN" }\n',
     ),
-    Case("the batch dimension twice", "batch-dim", one("dims: 3", "dims: [ -1, 3 ]")),
     Case(
         "a control without values",
         "sequence-control",
@@ -448,3 +447,49 @@ CASES = (
         GOOD + 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/none.tar.gz" } }\n',
     ),
 )
+
+IMAGE = GOOD.replace("dims: 3", "dims: [ -1, -1, 3 ]")
+STREAM = GOOD.replace("size: 4", "size: 0").replace(
+    "output {", 'input { name: "STREAM" data_type: TYPE_BOOL dims: 1 optional: true }\noutput {'
+)
+SOUND = (
+    Case("a good model", "", GOOD),
+    Case("images of any size", "", IMAGE),
+    Case(
+        "a stream with optional inputs",
+        "",
+        STREAM + "model_transaction_policy { decoupled: true }\n",
+    ),
+    Case(
+        "labels and a reshape",
+        "",
+        one("dims: 3 }\ninst", 'dims: 3 reshape { shape: [ 3, 1 ] } label_filename: "l" }\ninst'),
+        ("1/model.py", "l"),
+    ),
+    Case("a sequence", "", GOOD + CONTROL),
+    Case(
+        "priorities and time-outs",
+        "",
+        GOOD
+        + "dynamic_batching { preferred_batch_size: [ 2, 4 ] max_queue_delay_microseconds: 1000 "
+        + "priority_levels: 2 default_priority_level: 2 default_queue_policy { max_queue_size: 9 "
+        + "timeout_action: DELAY default_timeout_microseconds: 9000 } "
+        + "priority_queue_policy { key: 1 value { max_queue_size: 5 } } }\n",
+    ),
+    Case("a warm-up", "", GOOD + WARMUP % f"{WARM} random_data: true"),
+    Case(
+        "all of its versions",
+        "",
+        GOOD + "version_policy { all { } }\n",
+        ("1/model.py", "3/model.py", "notes/readme.txt"),
+    ),
+    Case("an ensemble", "", GOOD_ENSEMBLE, EMPTY),
+    Case(
+        "a batch for an ensemble without one",
+        "",
+        GOOD_ENSEMBLE.replace("size: 4", "size: 0").replace("dims: 3", "dims: [ -1, 3 ]"),
+        EMPTY,
+    ),
+    Case("a reshape to nothing", "", one("dims: 3 }\ninst", "dims: 1 reshape { } }\ninst")),
+)
+"""Models with which nothing is wrong, however odd they look."""

@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 from google.protobuf import text_format
-from lint_cases import CASE, CASES, GOOD, OPTIONS, Case, write_case, write_relay
+from lint_cases import (
+    CASE,
+    CASES,
+    GOOD,
+    GOOD_ENSEMBLE,
+    OPTIONS,
+    SOUND,
+    Case,
+    write_case,
+    write_relay,
+)
+from toy import write_toy_bundle
 from tritonclient.grpc import model_config_pb2
 
 from merkit.bundle import Bundle
@@ -20,7 +31,7 @@ from merkit.errors import InvalidInputError
 from merkit.lint import RULES, Finding, Options, lint, refuse_errors, server_version
 from merkit.lint import server_arguments as arguments
 from merkit.plans import Sidecar
-from merkit.serving.deployment import Deployment
+from merkit.serving.deployment import Deployment, QueuePolicy, StepDeployment
 from merkit.serving.render import render
 
 MODEL = "audio_encoder"
@@ -41,11 +52,12 @@ def test_each_broken_model_has_its_finding_and_no_other(case: Case, tmp_path: Pa
     assert all(f.found and f.action and f.source for f in report.findings)
 
 
-def test_the_good_models_are_clean(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", SOUND, ids=lambda case: case.name)
+def test_nothing_is_found_in_sound_models(case: Case, tmp_path: Path) -> None:
     write_relay(tmp_path)
-    write_case(tmp_path, Case("good", "", GOOD))
-    assert lint(tmp_path, OPTIONS).clean
-    refuse_errors(tmp_path, OPTIONS)
+    write_case(tmp_path, case)
+    report = refuse_errors(tmp_path, OPTIONS)
+    assert report.clean, [str(finding) for finding in report.findings]
 
 
 @pytest.mark.parametrize("flavour", ["onnxruntime", "python"])
@@ -55,6 +67,31 @@ def test_what_merkit_renders_is_clean(flavour: Any, toy_bundle: Bundle, tmp_path
     assert report.clean, [str(finding) for finding in report.findings]
     assert not report.skipped
     assert {"merkit", MODEL} <= set(report.models)
+
+
+DEPLOYMENTS = {
+    "warmed up": Deployment(warm_up=True),
+    "cached": Deployment(response_cache=True),
+    "queued": Deployment(queue=QueuePolicy(8, 100, "delay", 3, 2)),
+    "impatient": Deployment(queue=QueuePolicy(8, 100, "reject", 3)),
+    "on a GPU": Deployment(steps={"face_encoder": StepDeployment(kind="gpu", gpus=(0,))}),
+    "one by one": Deployment(max_batch_size=0),
+    "in Python": Deployment(flavour="python", warm_up=True, max_batch_size=4, views=True),
+}
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_every_way_to_deploy_is_clean(name: str, toy_bundle: Bundle, tmp_path: Path) -> None:
+    render(toy_bundle, tmp_path / "models", DEPLOYMENTS[name])
+    report = lint(tmp_path / "models", Options(gpus=1))
+    assert report.clean, [str(finding) for finding in report.findings]
+
+
+def test_bundles_side_by_side_are_clean(toy_bundle: Bundle, tmp_path: Path) -> None:
+    other = write_toy_bundle(tmp_path / "other", seed=3)
+    for bundle in (toy_bundle, other):
+        render(bundle, tmp_path / "models", versioned=True)
+    assert lint(tmp_path / "models").clean
 
 
 def test_the_demonstration_bundle_is_clean() -> None:
@@ -342,8 +379,6 @@ def test_large_tensors_ask_for_more_shared_memory_than_containers_give(tmp_path:
 
 
 def test_a_decoupled_step_makes_the_ensemble_decoupled(tmp_path: Path) -> None:
-    from lint_cases import GOOD_ENSEMBLE
-
     write_relay(tmp_path)
     write_case(tmp_path, Case("ensemble", "", GOOD_ENSEMBLE, ("1/.gitkeep",)))
     edit(tmp_path, "relay", lambda c: setattr(c.model_transaction_policy, "decoupled", True))
@@ -402,6 +437,30 @@ def test_a_models_folder_is_no_repository(tmp_path: Path) -> None:
     write_relay(tmp_path)
     with pytest.raises(InvalidInputError, match="give its parent"):
         lint(tmp_path / "relay")
+
+
+def test_a_pointer_is_no_model(tmp_path: Path) -> None:
+    write_case(tmp_path, Case("pointer", "", GOOD))
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / CASE / "1" / "model.py").write_bytes(pointer)
+    assert rules(lint(tmp_path).findings) == {"lfs-pointer"}
+
+
+def test_links_out_of_the_repository_are_told(tmp_path: Path) -> None:
+    write_relay(tmp_path / "models")
+    file = tmp_path / "models" / "relay" / "1" / "model.py"
+    file.rename(tmp_path / "elsewhere.py")
+    file.symlink_to(tmp_path / "elsewhere.py")
+    assert "links-outside" in [f.rule for f in lint(tmp_path / "models").findings]
+    (tmp_path / "elsewhere.py").unlink()
+    assert rules(lint(tmp_path / "models").findings) == {"no-model-file"}
+
+
+def test_a_server_that_completes_configs_may_be_left_to_it(tmp_path: Path) -> None:
+    config = 'name: "case"\nbackend: "python"\n'
+    write_case(tmp_path, Case("short", "", config))
+    assert lint(tmp_path).clean
+    assert rules(lint(tmp_path, OPTIONS).findings) == {"max-batch-omitted", "no-tensors"}
 
 
 def test_an_empty_repository_serves_nothing(tmp_path: Path) -> None:

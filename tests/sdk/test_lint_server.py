@@ -13,19 +13,23 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as grpc
-from lint_cases import CASES, Case, write_case, write_relay
+from lint_cases import CASES, SOUND, Case, write_case, write_relay
 from tritonclient.utils import InferenceServerException
 
+from merkit.bundle import Bundle
+from merkit.errors import InvalidInputError
 from merkit.lint import RULES
-from merkit.serving.server import HOST, free_ports
+from merkit.serving.server import HOST, Server, free_ports
 from merkit.serving.tritonserver import Installation, assemble
+from merkit_export.cli import main as merkit_export
 
+JUDGED = (*CASES, *SOUND)
 LOG = "server.log"
 LOAD_SECONDS, HANG_SECONDS = 60.0, 4.0
 
 
 def name_of(case: Case) -> str:
-    return f"case_{CASES.index(case):02d}"
+    return f"case_{JUDGED.index(case):02d}"
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +38,11 @@ def verdicts(triton: Installation, tmp_path_factory: pytest.TempPathFactory) -> 
     root = tmp_path_factory.mktemp("judged")
     repository = root / "models"
     write_relay(repository)
-    for case in CASES:
+    for case in JUDGED:
         write_case(repository, case, name_of(case))
     with served(triton, repository, root) as client:
         client.load_model("relay")
-        return {case.name: verdict(client, case, root / LOG) for case in CASES}
+        return {case.name: verdict(client, case, root / LOG) for case in JUDGED}
 
 
 class served:  # noqa: N801  (a context manager that reads like a word)
@@ -109,3 +113,32 @@ def test_lint_agrees_with_the_server(case: Case, verdicts: dict[str, str]) -> No
     rule, found = RULES[case.rule], verdicts[case.name]
     assert bool(found) == (rule.severity == "error"), found or "the server loads it"
     assert rule.verdict in found
+
+
+@pytest.mark.parametrize("case", SOUND, ids=lambda case: case.name)
+def test_the_server_loads_what_lint_finds_nothing_in(case: Case, verdicts: dict[str, str]) -> None:
+    assert not verdicts[case.name]
+
+
+def break_it(_bundle: Bundle, out: Path, *_: object, **__: object) -> list[Path]:
+    """Renders something that no server would load."""
+    (out / "notes").mkdir(parents=True)
+    return []
+
+
+def test_serve_refuses_what_the_server_would(
+    triton: Installation, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merkit.serving.server.render", break_it)
+    with pytest.raises(InvalidInputError, match="stray-folder"):
+        Server(toy_bundle, installation=triton)
+
+
+def test_render_refuses_what_the_server_would(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("merkit.serving.render.render", break_it)
+    out = tmp_path / "models"
+    assert merkit_export(["render", str(toy_bundle.root), "--out", str(out)]) != 0
+    assert "stray-folder" in capsys.readouterr().err

@@ -86,7 +86,7 @@ UNPADDED = rule(
 RAGGED_IDLE = rule(
     "ragged-idle",
     "warning",
-    "allow_ragged_batch on a model that never batches",
+    "allow_ragged_batch on a model that never batches, and no batch_input that counts it",
     RAGGED,
 )
 RAGGED_RANK = rule(
@@ -121,13 +121,6 @@ BATCH_OUTPUT = rule(
     CORE + " ValidateBatchIO",
     "unknown target output name",
 )
-BATCH_DIM = rule(
-    "batch-dim",
-    "warning",
-    "a leading -1 in the dims of every tensor of a model that batches: the batch dimension counts "
-    "twice",
-    GUIDE + ", Inputs and Outputs; triton-inference-server/server issues 4826 and 7056",
-)
 
 
 def check(repository: Repository, _options: Options, _skip: Skip) -> Iterator[Finding]:
@@ -141,7 +134,6 @@ def check(repository: Repository, _options: Options, _skip: Skip) -> Iterator[Fi
         yield from _optional(model)
         yield from _ragged(model)
         yield from _batch_io(model)
-        yield from _batch_dimension(model)
 
 
 def _sizes(model: Model) -> Iterator[Finding]:
@@ -212,7 +204,7 @@ def _ragged(model: Model) -> Iterator[Finding]:
                 action = "set allow_ragged_batch and un-rag in the model, or let clients pad"
                 yield UNPADDED.at(model.name, place, found, action)
             continue
-        if not (dynamic and model.batches):
+        if not (dynamic and model.batches) and tensor.name not in counted:
             found = "without max_batch_size and dynamic_batching nothing is ever batched"
             yield RAGGED_IDLE.at(model.name, place, found, "set both, or drop it")
         if model.backend in FLATTENING:
@@ -257,13 +249,3 @@ def _batch_io(model: Model) -> Iterator[Finding]:
 def _type_name(message: Any) -> str:
     field = type(message).DESCRIPTOR.fields_by_name["data_type"]
     return str(field.enum_type.values_by_number[message.data_type].name)
-
-
-def _batch_dimension(model: Model) -> Iterator[Finding]:
-    """Without the graph, the only sign is that every tensor begins with -1 and goes on."""
-    tensors = [*model.config.input, *model.config.output]
-    doubled = [len(tensor.dims) > 1 and tensor.dims[0] == -1 for tensor in tensors]
-    if model.batches and tensors and all(doubled) and model.backend != "onnxruntime":
-        found = f"max_batch_size {model.config.max_batch_size} adds a dimension before each -1"
-        action = "leave the batch dimension out of dims, or set max_batch_size to 0"
-        yield BATCH_DIM.at(model.name, "dims", found, action)

@@ -20,6 +20,8 @@ BACKENDS = frozenset(
     | {"tensorrtllm", "vllm", "identity", "repeat", "square"}
 )
 """Backends of NVIDIA's containers and of Triton's own repositories."""
+COMPLETING = frozenset({"python", "onnxruntime", "tensorrt", "openvino", "pytorch", "vllm"})
+"""Backends that fill in tensors that a config leaves out, where the server lets them."""
 NAMES = {"onnx": "onnxruntime", "trt": "tensorrt", "torch": "pytorch", "libtorch": "pytorch"}
 
 NO_BACKEND = rule(
@@ -78,7 +80,7 @@ DOUBLE = rule(
 NO_TENSORS = rule(
     "no-tensors",
     "warning",
-    "a model without inputs or outputs, which only auto-completion could fill in",
+    "no inputs or outputs in the config, and nobody completes it: requests are impossible",
     GUIDE + ", Auto-Generated Model Configuration",
 )
 RESHAPE = rule(
@@ -161,8 +163,9 @@ def check(repository: Repository, options: Options, _skip: Skip) -> Iterator[Fin
         if not model.is_ensemble:
             yield from _backend(model, options)
             yield from _instances(model, options)
-        yield from _batch_size(model)
-        yield from _tensors(model)
+        completed = options.completes_configs and model.backend in COMPLETING
+        yield from _batch_size(model, completed and not model.complete)
+        yield from _tensors(model, completed)
         if model.config.response_cache.enable and model.config.model_transaction_policy.decoupled:
             found = "enabled, and the model may answer more than once"
             yield CACHE_DECOUPLED.at(model.name, "response_cache", found, "disable one of the two")
@@ -190,20 +193,22 @@ def _library(model: Model, backend: str) -> bool:
     return any((folder / f"libtriton_{backend}.so").exists() for folder in folders)
 
 
-def _batch_size(model: Model) -> Iterator[Finding]:
+def _batch_size(model: Model, completed: bool) -> Iterator[Finding]:
     if model.config.max_batch_size < 0:
         found = f"it is {model.config.max_batch_size}"
         yield NEGATIVE.at(model.name, "max_batch_size", found, "write 0 for no batching")
     written = re.sub(r"#[^\n]*", "", model.text or "")
-    if not model.is_ensemble and not re.search(r"\bmax_batch_size\s*:", written):
+    if model.is_ensemble or completed:
+        return
+    if not re.search(r"\bmax_batch_size\s*:", written):
         action = "write it: 0 if dims hold every dimension, else the most that one batch may hold"
         yield OMITTED.at(model.name, "max_batch_size", "it is not written", action)
 
 
-def _tensors(model: Model) -> Iterator[Finding]:
+def _tensors(model: Model, completed: bool) -> Iterator[Finding]:
     config = model.config
     for kind, tensors in (("input", config.input), ("output", config.output)):
-        if not tensors:
+        if not tensors and not completed:
             yield NO_TENSORS.at(
                 model.name, kind, f"no {kind} is written down", f"write the {kind}s"
             )

@@ -102,6 +102,20 @@ LABELS = rule(
     "core/src/label_provider.cc",
     "failed to open text file for read",
 )
+POINTER = rule(
+    "lfs-pointer",
+    "error",
+    "a Git LFS pointer in place of a model's file",
+    "Git LFS specification, The Pointer",
+)
+LINKS = rule(
+    "links-outside",
+    "advice",
+    "files that are links out of the repository: in a container they lead nowhere unless what they "
+    "lead to is mounted at the same place",
+    "Docker documentation, Bind mounts",
+)
+POINTER_START, POINTER_BYTES = b"version https://git-lfs", 1024
 IGNORED_FOLDERS = ("warmup", "initial_state", "configs")
 
 
@@ -121,7 +135,9 @@ def check(repository: Repository, options: Options, _skip: Skip) -> Iterator[Fin
         yield from _config(model, options)
         if model.config is not None:
             yield from _versions(model)
+            yield from _pointers(model)
             yield from _labels(model)
+    yield from _links(repository)
 
 
 def _config(model: Model, options: Options) -> Iterator[Finding]:
@@ -171,6 +187,29 @@ def _versions(model: Model) -> Iterator[Finding]:
                 f"it holds no {' or '.join(dict.fromkeys(wanted))}",
                 "put the file there, or name the one that is in default_model_filename",
             )
+
+
+def _pointers(model: Model) -> Iterator[Finding]:
+    for version in model.served:
+        for path in sorted((model.path / str(version)).iterdir()):
+            if path.is_file() and path.stat().st_size < POINTER_BYTES:
+                with path.open("rb") as file:
+                    if file.read(len(POINTER_START)) == POINTER_START:
+                        place, found = f"{version}/{path.name}", "it is a pointer of Git LFS"
+                        yield POINTER.at(model.name, place, found, "run: git lfs pull")
+
+
+def _links(repository: Repository) -> Iterator[Finding]:
+    root = repository.root.resolve()
+    outside = [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.is_symlink() and not path.resolve().is_relative_to(root)
+    ]
+    if outside:
+        found = f"{len(outside)} files are links out of it, {outside[0].relative_to(root)} for one"
+        action = "for a container, copy instead (merkit-export render --copy)"
+        yield LINKS.at("", "files", found, action)
 
 
 def _labels(model: Model) -> Iterator[Finding]:
