@@ -25,6 +25,9 @@ RETRIED = "UNAVAILABLE"
 REFUSED = "this protocol is restricted"
 """Triton's words, under the status "unavailable", for a call without the key it asks for."""
 
+FULL = ("maximum queue size", "timeout expired")
+"""Triton's words where a queue's limits, set when it was rendered, turn a request away."""
+
 STARTING = ("unknown model", "not ready", "no available versions", "stopping", "unloading")
 
 
@@ -53,8 +56,9 @@ def translate(error: Exception, url: str, deadline: float) -> MerkitError:
     if REFUSED in text.lower():
         return _denied(text, url)
     if "CERTIFICATE_VERIFY_FAILED" in text:
+        why = text.rpartition("FAILED: ")[2].removesuffix(": OK")
         return CertificateError(
-            f"the certificate of {url} is refused ({text.rpartition('FAILED: ')[2]})",
+            f"the certificate of {url} is refused ({why})",
             "one that is valid today, names this host, and was issued by a trusted authority",
             "give its authority with Security(ca=...), or correct the server's certificate",
         )
@@ -63,6 +67,12 @@ def translate(error: Exception, url: str, deadline: float) -> MerkitError:
             f"the server at {url} is not ready ({text})",
             "a server that has loaded a merkit bundle",
             "wait until it is ready, or start one: merkit serve BUNDLE",
+        )
+    if status == RETRIED and any(s in text.lower() for s in FULL):
+        return ServerUnavailableError(
+            f"the server at {url} has too much to do ({text})",
+            "one with room in its queues",
+            "ask again later; its operator can raise queue limits and timeouts, or add instances",
         )
     if status == RETRIED:
         return ServerUnavailableError(

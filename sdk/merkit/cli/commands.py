@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Closed by the caller they are None, and what is meant for one would go to the other.
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (open until the end)
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its log would stand between our lines
     parser = _parser()
     args = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
