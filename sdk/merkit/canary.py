@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -216,6 +217,7 @@ class _Task:
     options: Mapping[str, Any]
     answer: Prediction
     milliseconds: float
+    context: Context
 
 
 class Shadow:
@@ -277,7 +279,9 @@ class Shadow:
         milliseconds = (time.perf_counter() - begin) * 1e3
         if random.random() < self._share and not self._closing.is_set():
             try:
-                self._tasks.put_nowait(_Task(clip, text, options, answer, milliseconds))
+                self._tasks.put_nowait(
+                    _Task(clip, text, options, answer, milliseconds, copy_context())
+                )
             except queue.Full:
                 with self._lock:
                     self._dropped += 1
@@ -337,7 +341,7 @@ class Shadow:
             except queue.Empty:
                 continue
             try:
-                self._compare(task)
+                task.context.run(self._compare, task)  # the caller's trace goes on in it
             finally:
                 self._tasks.task_done()
 

@@ -14,6 +14,7 @@ from versions import retrained
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle
+from merkit.canary import Shadow, Split
 from merkit.client import connect
 from merkit.errors import AccessDeniedError, InvalidInputError, ServerNotReadyError
 from merkit.serving import ServeOptions, Server
@@ -66,6 +67,25 @@ def test_each_answers_for_itself_from_encoders_in_common(
     started = loads(both)
     assert len([name for name in started if name.startswith("face_encoder-")]) == 1
     assert len([name for name in started if name.startswith("fusion-")]) == 2
+
+
+def test_a_canary_splits_callers_between_two_bundles_of_one_server(
+    both: Server, pair: tuple[Bundle, Bundle]
+) -> None:
+    old, new = (connect(both.grpc, deadline=60, bundle=bundle.bundle_id[:8]) for bundle in pair)
+    with Split(old, new, share=0.5) as split:
+        for key in map(str, range(8)):
+            expected = pair[split.arm(key) == "candidate"].bundle_id
+            assert split.predict(text="words", key=key).bundle["bundle_id"] == expected
+        assert {count.failures for count in split.counts.values()} == {0}
+    old, new = (connect(both.grpc, deadline=60, bundle=bundle.bundle_id[:8]) for bundle in pair)
+    with Shadow(old, new) as shadow:
+        for _ in range(4):
+            assert shadow.predict(text="words").bundle["bundle_id"] == pair[0].bundle_id
+        assert shadow.drain(60)
+        found = shadow.comparison
+    assert (found.compared, found.errors, found.dropped) == (4, {}, 0)
+    assert found.score_difference > 1e-4, "the two bundles differ"
 
 
 def test_who_names_no_bundle_learns_which_there_are(
