@@ -59,7 +59,7 @@ WIRE_DTYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32", "bool": "B
 CHANNEL = [  # without these a channel waits up to two minutes before it tries a server again
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 250),  # shorter than a call's retries, so that one meets it
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # calls go to every address behind the name in turn; by default one takes them all
