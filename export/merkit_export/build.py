@@ -25,7 +25,7 @@ from merkit.bundle import MANIFEST, Bundle, onnx_steps, sha256_file, write_manif
 from merkit.errors import InvalidInputError, MerkitError
 from merkit.serving.render import render
 from merkit.steps.tokenize import JOINT_FILE
-from merkit_export import graphs, samples, storage
+from merkit_export import graphs, samples, shards
 from merkit_export.costs import operations
 from merkit_export.origin import Origin, provenance, read_origin
 from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
@@ -75,7 +75,7 @@ def build(
         steps, outcome = prove(bundle, origin)
         say(f"parity: {describe(steps, outcome)}")
         details["costs"] = operations(origin.contract, origin.modules, bundle.resources("tokenize"))
-        details["validation"] |= {"parity": parity_summary(steps, outcome)}
+        details["validation"] |= {"parity": parity_summary(steps, outcome), "releasable": True}
         if plan is not None:
             _take_precisions(bundle, origin, plan, _work(out), digests, details, say)
         bundle = write_manifest(folder, origin.contract, digests, details)
@@ -112,14 +112,7 @@ def _take_precisions(
 ) -> None:
     """Searches, puts what was chosen in the place of what was exported, and proves it again."""
     found = choose(bundle, plan, work, say)
-    for step, source in found.files.items():
-        path = bundle.model_path(step)
-        digests[step] = graphs.step_digest(onnx.load(source))
-        for file in (source, source.with_name(source.name + ".data")):
-            beside = path.with_name(file.name)
-            beside.unlink(missing_ok=True)
-            if file.exists():
-                shutil.copyfile(file, beside)
+    take_files(bundle, found.files, digests)
     details["target"], details["precision"] = plan.target, found.precision
     details["validation"]["precision"] = found.outcome.to_json()
     bundle = write_manifest(bundle.root, origin.contract, digests, details)
@@ -130,6 +123,19 @@ def _take_precisions(
         say(row)
     if plan.table is not None:
         table.write(found.outcome, plan.table)
+
+
+def take_files(bundle: Bundle, files: Mapping[str, Path], digests: dict[str, str]) -> None:
+    """Puts other models in the place of a bundle's own; `digests` then say so, the manifest does
+    not yet."""
+    for step, source in files.items():
+        path = bundle.model_path(step)
+        digests[step] = graphs.step_digest(onnx.load(source))
+        for file in (source, source.with_name(source.name + ".data")):
+            beside = path.with_name(file.name)
+            beside.unlink(missing_ok=True)
+            if file.exists():
+                shutil.copyfile(file, beside)
 
 
 def _work(out: Path) -> Path:
@@ -181,11 +187,11 @@ def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str,
     example = _example(origin, resources)
     for spec in onnx_steps(contract):
         started = time.monotonic()
-        model = graphs.export_step(origin.modules[spec.name], spec, contract, example)
-        size = storage.save(model, folder / spec.name / "1" / "model.onnx")
-        digests[spec.name] = graphs.step_digest(model)
+        path = folder / spec.name / "1" / "model.onnx"
+        made = shards.export(origin.modules[spec.name], spec, contract, example, path)
+        digests[spec.name] = made.digest
         seconds = time.monotonic() - started
-        say(f"{spec.name:20} {size / 1e6:6.2f} MB {len(model.graph.node):5} nodes {seconds:6.1f} s")
+        say(f"{spec.name:20} {made.size / 1e6:6.2f} MB {made.nodes:5} nodes {seconds:6.1f} s")
     return digests
 
 

@@ -21,20 +21,22 @@ def compact(model: onnx.ModelProto) -> None:
     """Rewrites the graph's constants in place."""
     graph = model.graph
     made: list[onnx.NodeProto] = []
-    kept: list[onnx.TensorProto] = []
-    for tensor in graph.initializer:
-        if np.prod(tensor.dims) < SMALLEST:
-            kept.append(tensor)
-        elif tensor.data_type == TensorProto.FLOAT:
-            kept.extend(_stepped(tensor, made) or [_halved(tensor, made)])
-        elif tensor.data_type == TensorProto.INT64 and len(tensor.dims) == 1:
-            kept.extend(_counted(tensor, made))
-        else:
-            kept.append(tensor)
+    kept = [small for tensor in graph.initializer for small in compacted(tensor, made)]
     nodes = [*made, *graph.node]
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(kept)
     graph.node.extend(nodes)
+
+
+def compacted(tensor: onnx.TensorProto, made: list[onnx.NodeProto]) -> list[onnx.TensorProto]:
+    """What to store of one constant, with the nodes that restore it added to `made`."""
+    if np.prod(tensor.dims) < SMALLEST:
+        return [tensor]
+    if tensor.data_type == TensorProto.FLOAT:
+        return _stepped(tensor, made) or [_halved(tensor, made)]
+    if tensor.data_type == TensorProto.INT64 and len(tensor.dims) == 1:
+        return _counted(tensor, made)
+    return [tensor]
 
 
 def _stepped(tensor: onnx.TensorProto, made: list[onnx.NodeProto]) -> list[onnx.TensorProto]:

@@ -14,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import uses_external_data
 from torch import nn
 
 from merkit import __version__
@@ -67,15 +69,19 @@ def export_step(
 
         model = step_graph(module.config, module.path, step, contract)
     else:
-        model = _traced(module, step, contract, example)
+        model = traced(module, step, contract, example).model_proto
     compact(model)
     seal(model, step, contract)
     return model
 
 
-def _traced(
-    module: nn.Module, step: StepSpec, contract: Contract, example: Arrays
-) -> onnx.ModelProto:
+def traced(
+    module: nn.Module, step: StepSpec, contract: Contract, example: Arrays, **options: Any
+) -> torch.onnx.ONNXProgram:
+    """What torch makes of a module; its weights are still the module's own.
+
+    Arguments and errors as of `export_step`; `options` go to torch.
+    """
     inputs, feed = graph_inputs(step, contract.tensors), graph_feed(step, [example])
     arguments = tuple(torch.from_numpy(np.array(feed[name])) for name in inputs)
     shapes: tuple[Any, ...] = tuple(
@@ -96,6 +102,7 @@ def _traced(
                 dynamic_shapes=shapes,
                 external_data=False,
                 verbose=False,
+                **options,
             )
     except Exception as error:  # torch.onnx and torch.export raise dozens of types
         raise MerkitError(
@@ -105,20 +112,20 @@ def _traced(
         ) from error
     if program is None:
         raise MerkitError(f"torch exported nothing for the step {step.name!r}")
-    model: onnx.ModelProto = program.model_proto
-    return model
+    return program
 
 
-def step_digest(model: onnx.ModelProto) -> str:
+def step_digest(model: onnx.ModelProto, folder: Path | None = None) -> str:
     """Hash of what the graph computes: operators, edges, attributes, weights and wire names.
 
     Names of nodes and of inner values, documentation and metadata do not enter, so exporting
-    the same weights again, or under another contract, gives the same digest.
+    the same weights again, or under another contract, gives the same digest. Weights that lie in
+    files of `folder` are read one at a time.
     """
     digest = hashlib.sha256()
     imports = sorted((opset.domain, opset.version) for opset in model.opset_import)
     digest.update(canonical([list(pair) for pair in imports]))
-    digest.update(canonical(_graph_plain(model.graph, {}, wire=True)))
+    digest.update(canonical(_graph_plain(model.graph, {}, folder, wire=True)))
     for function in model.functions:
         digest.update(function.SerializeToString(deterministic=True))
     return digest.hexdigest()
@@ -146,8 +153,8 @@ def seal(model: onnx.ModelProto, step: StepSpec, contract: Contract) -> None:
             "producer": f"merkit {__version__}, torch {torch.__version__.partition('+')[0]}",
         },
     )
-    if weight_bytes(model) > LIMIT:
-        return  # onnx checks what protobuf can serialise; ONNX Runtime judges this one
+    if weight_bytes(model) > LIMIT or any(map(uses_external_data, graph.initializer)):
+        return  # onnx checks what protobuf can serialise, or what lies on disk already
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -205,7 +212,9 @@ def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
                 strip(attribute.g)
 
 
-def _graph_plain(graph: onnx.GraphProto, outer: Mapping[str, str], wire: bool = False) -> list[Any]:
+def _graph_plain(
+    graph: onnx.GraphProto, outer: Mapping[str, str], folder: Path | None, wire: bool = False
+) -> list[Any]:
     """The graph as plain values: names on the wire stay, others become order of appearance."""
     names = {"": "", **outer}
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -231,24 +240,24 @@ def _graph_plain(graph: onnx.GraphProto, outer: Mapping[str, str], wire: bool = 
         for node in graph.node
     ]
     outputs = [[v.name if wire else "", short(v.name), _type(v)] for v in graph.output]
-    return [inputs, nodes, outputs, [_tensor_plain(tensor) for tensor in read]]
+    return [inputs, nodes, outputs, [_tensor_plain(tensor, folder) for tensor in read]]
 
 
 def _type(value: onnx.ValueInfoProto) -> str:
     return str(value.type.SerializeToString(deterministic=True).hex())
 
 
-def _tensor_plain(tensor: onnx.TensorProto) -> list[Any]:
-    array = numpy_helper.to_array(tensor)
+def _tensor_plain(tensor: onnx.TensorProto, folder: Path | None) -> list[Any]:
+    array = numpy_helper.to_array(tensor, str(folder or ""))
     content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
     return [tensor.data_type, list(tensor.dims), content]
 
 
 def _attribute_plain(attribute: onnx.AttributeProto, names: Mapping[str, str]) -> list[Any]:
     if attribute.type == onnx.AttributeProto.TENSOR:
-        return [attribute.name, _tensor_plain(attribute.t)]
+        return [attribute.name, _tensor_plain(attribute.t, None)]
     if attribute.type == onnx.AttributeProto.GRAPH:
-        return [attribute.name, _graph_plain(attribute.g, names)]
+        return [attribute.name, _graph_plain(attribute.g, names, None)]
     bare = onnx.AttributeProto()
     bare.CopyFrom(attribute)
     bare.doc_string = ""

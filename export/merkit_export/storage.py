@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import onnx
 from onnx import TensorProto
@@ -64,22 +65,25 @@ def _weights_moved(model: onnx.ModelProto, path: Path, location: str) -> Iterato
                 if len(tensor.raw_data) < MOVED_FROM:
                     continue
                 held.append((tensor, tensor.raw_data))
-                offset = -(-file.tell() // ALIGNED) * ALIGNED
-                file.write(bytes(offset - file.tell()))
-                file.write(tensor.raw_data)
-                _refer(tensor, location, offset, len(held[-1][1]))
+                move(tensor, file, location)
             size = file.tell()
         yield size
     finally:
         for tensor, content in held:
             tensor.ClearField("external_data")
-            tensor.data_location = TensorProto.DEFAULT
+            tensor.ClearField("data_location")
             tensor.raw_data = content
 
 
-def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+def move(tensor: TensorProto, file: IO[bytes], location: str) -> None:
+    """Appends a tensor's content to `file`, which graphs will find as `location`, and leaves a
+    reference in the tensor."""
+    content = tensor.raw_data
+    offset = -(-file.tell() // ALIGNED) * ALIGNED
+    file.write(bytes(offset - file.tell()))
+    file.write(content)
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", offset), ("length", length)):
+    for key, value in (("location", location), ("offset", offset), ("length", len(content))):
         entry = tensor.external_data.add()
         entry.key, entry.value = key, str(value)
