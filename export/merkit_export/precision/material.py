@@ -28,7 +28,7 @@ from merkit_training.evaluation.material import look
 from merkit_training.labels import classes_of
 
 CALIBRATION, JUDGEMENT = "train", "val"
-MADE_UP = 24
+MADE_UP = 12
 
 Tensors = dict[str, NDArray[Any]]
 

@@ -1,0 +1,242 @@
+"""The fastest precision within the budget: tried, refused, taken, and taken up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from merkit.backends.embedded import EmbeddedBackend
+from merkit.bundle import Bundle
+from merkit.errors import InvalidInputError
+from merkit.serving.batching import permitted
+from merkit.serving.deployment import Deployment
+from merkit_export.precision import admit, table
+from merkit_export.precision.choose import Plan, choose, entries
+from merkit_export.precision.judge import Judge, Verdict
+from merkit_export.precision.kinds import PRECISIONS, TARGETS, candidates, searched_steps, target
+from merkit_export.precision.material import corpus_material, made_up_material, same_corpus
+from merkit_export.precision.search import Budget, Journal, Outcome, Search, Trial
+from merkit_export.precision.variants import Calibration, Maker, variant
+
+ENCODERS = (
+    "face_encoder",
+    "face_encoder_large",
+    "audio_encoder",
+    "text_encoder",
+    "joint_encoder",
+)
+
+
+def silent(_: str) -> None:
+    """Takes progress and says nothing."""
+
+
+def plan(**changes: Any) -> Plan:
+    given = {"target": "cpu", "allowed": ("int8-qdq",), "threads": 1}
+    return Plan(**{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def searched(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """One search, and what it keeps."""
+    work = tmp_path_factory.mktemp("search") / "work"
+    return choose(exported, plan(budget=Budget(cosine=0.9)), work, silent), work
+
+
+def test_every_encoder_is_tried_and_nothing_else(searched: tuple[Any, Path]) -> None:
+    found = searched[0].outcome
+    assert [trial.step for trial in found.trials] == list(ENCODERS)
+    for trial in found.trials:
+        assert not trial.refused
+        assert trial.bytes and trial.ms and trial.reference_ms
+        assert trial.cosine > 0.9
+        assert trial.neighbour <= admit.TOLERANCE
+    assert not found.trained
+
+
+def test_what_is_chosen_answers_like_the_reference(
+    exported: Bundle, searched: tuple[Any, Path]
+) -> None:
+    files = {t.step: next(searched[1].glob(f"{t.step}/int8-qdq-*/model.onnx"))
+             for t in searched[0].outcome.trials}  # fmt: skip
+    backends = [EmbeddedBackend(variant(exported, f), ["cpu"], 1) for f in ({}, files)]
+    clip = made_up_material(exported.contract, 5).read(0)
+    before, after = (backend.infer(clip)["scores"] for backend in backends)
+    for backend in backends:
+        backend.close()
+    assert 0 < np.abs(before - after).max() < 0.05
+    for path in files.values():
+        model = onnx.load(path)
+        facts = {entry.key: entry.value for entry in model.metadata_props}
+        assert facts["contract_id"] == exported.contract.contract_id
+        assert not model.graph.value_info
+
+
+def test_a_search_that_was_stopped_goes_on(
+    exported: Bundle, searched: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, work = searched
+    journal = work / "journal.jsonl"
+    whole = journal.read_text("utf-8")
+    journal.write_text(whole + '{"key": "half a li', "utf-8")
+    monkeypatch.setattr(Maker, "make", lambda *_: pytest.fail("it was made before"))
+    again = choose(exported, plan(budget=Budget(cosine=0.9)), work, silent)
+    journal.write_text(whole, "utf-8")
+    assert again.outcome.trials == first.outcome.trials
+    assert again.files == first.files
+
+
+def test_a_budget_that_admits_nothing_changes_nothing(
+    exported: Bundle, searched: tuple[Any, Path]
+) -> None:
+    found = choose(exported, plan(budget=Budget(cosine=1.0)), searched[1], silent)
+    assert not found.files
+    assert all(entry["precision"] == "fp32" for entry in found.precision.values())
+    told = " ".join(found.outcome.refusals.values())
+    assert "cosine" in told or "no faster" in told
+
+
+def test_the_manifest_says_which_and_why(exported: Bundle, searched: tuple[Any, Path]) -> None:
+    found = searched[0]
+    assert set(found.precision) == {s.name for s in exported.contract.steps if s.kind == "onnx"}
+    assert found.precision["fusion"]["precision"] == "fp32"
+    assert all(entry["why"] for entry in found.precision.values())
+    plain = json.loads(json.dumps(found.outcome.to_json()))
+    assert plain["budget"]["cosine"] == 0.9
+    page = "\n".join(table.lines(found.outcome))
+    assert page.count("| int8-qdq |") == len(ENCODERS)
+    assert "labels mean nothing" in page
+
+
+def test_dynamic_scales_are_refused_where_clips_share_a_batch(
+    exported: Bundle, tmp_path: Path
+) -> None:
+    material = made_up_material(exported.contract, 1)
+    judge = Judge(exported, material, 1, "cpu")
+    step = exported.contract.step("text_encoder")
+    maker = Maker(exported, target("edge"), Calibration(), lambda _: [], tmp_path, 1)
+    path = maker.make(step, PRECISIONS["int8-dynamic"])
+    session = judge.session(step, path)
+    admission = admit.probe(session, step, path, *judge.corners(step))
+    search = Search(judge, maker, Budget(), single=False, say=silent)
+    trial = search._measure(
+        Trial(step.name, "int8-dynamic"), step, PRECISIONS["int8-dynamic"], session, session
+    )
+    judge.close()
+    assert admission.finite
+    assert not admission.batches
+    assert "DynamicQuantizeMatMul" in trial.refused
+
+
+def test_a_step_that_must_not_batch_is_served_one_by_one(exported: Bundle) -> None:
+    chosen = {name: "fp32" for name in ENCODERS} | {"text_encoder": "int8-dynamic"}
+    outcome = Outcome(chosen, (), Verdict(None, 1, 0), Verdict(None, 1, 0), 1, False, Budget(), {})
+    manifest = {"precision": entries(exported.contract, outcome)}
+    choice = Deployment().of("text_encoder")
+    assert choice.max_batch_size
+    for name, most in (("text_encoder", 0), ("audio_encoder", choice.max_batch_size)):
+        step = exported.contract.step(name)
+        assert permitted(manifest, step, choice).max_batch_size == most
+    assert permitted({}, exported.contract.step("text_encoder"), choice) == choice
+
+
+class Greedy(Search):
+    """A search whose verdicts are made up: each lossy step costs WAF."""
+
+    def __init__(self, costs: Mapping[str, float], budget: Budget, trained: bool = True) -> None:
+        self.costs, self.budget = costs, budget
+        truth = np.zeros(1, np.int64) if trained else None
+        self.judge = SimpleNamespace(material=SimpleNamespace(truth=truth))  # type: ignore[assignment]
+        self.maker = SimpleNamespace(target=TARGETS["cuda"])  # type: ignore[assignment]
+
+    def _verdict(self, choice: Mapping[str, str]) -> Verdict:
+        lost = sum(self.costs[step] for step, p in choice.items() if p != "fp32")
+        return Verdict(0.8 - lost / 100, 1.0, 0.0)
+
+
+def trial(step: str, precision: str = "int8-qdq", ms: float | None = 1.0, **more: Any) -> Trial:
+    return Trial(step, precision, 1, ms, None if ms is None else 10.0, 0.8, 1.0, **more)
+
+
+def test_losses_that_are_harmless_alone_add_up() -> None:
+    search = Greedy({"a": 0.3, "b": 0.3, "c": 0.1}, Budget(waf=0.5))
+    base = dict.fromkeys("abc", "fp32")
+    trials = [trial("a", ms=4.0), trial("b", ms=2.0), trial("c", ms=6.0)]
+    chosen, refusals = search._choose(base, trials)
+    assert chosen == {"a": "fp32", "b": "int8-qdq", "c": "int8-qdq"}  # b saves most, then a, c
+    assert refusals == {"a int8-qdq": "0.60 points of WAF lost with those chosen before it"}
+
+
+def test_what_is_slower_or_refused_is_not_taken() -> None:
+    search = Greedy({"a": 0, "b": 0}, Budget())
+    trials = [trial("a", ms=11.0), trial("b", ms=1.0, refused="makes NaN or infinity")]
+    chosen, refusals = search._choose({"a": "fp32", "b": "fp32"}, trials)
+    assert set(chosen.values()) == {"fp32"}
+    assert refusals == {"a int8-qdq": "no faster than the reference"}
+
+
+def test_untimed_precisions_follow_the_targets_order() -> None:
+    search = Greedy({"a": 0.0}, Budget())
+    trials = [trial("a", "int4-weight", ms=None), trial("a", "fp16", ms=None)]
+    assert search._choose({"a": "fp32"}, trials)[0] == {"a": "fp16"}
+
+
+def test_each_target_has_its_own_candidates(exported: Bundle) -> None:
+    steps = {step.name: step for step in searched_steps(exported.contract)}
+    assert list(steps) == list(ENCODERS)
+    text = {p.name for p in candidates(target("cpu"), steps["text_encoder"])}
+    face = {p.name for p in candidates(target("cpu"), steps["face_encoder"])}
+    assert text - face == {"int4-weight"}
+    for name in ("cpu", "cuda", "tensorrt"):
+        assert all(p.batches for p in candidates(target(name), steps["text_encoder"]))
+    assert "bf16" not in TARGETS["cpu"].precisions
+
+
+def test_a_journal_survives_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "journal.jsonl"
+    Journal(path).add("k", trial("a", neighbour=0.1))
+    with path.open("a") as file:
+        file.write("{")
+    assert Journal(path).find("k") == trial("a", neighbour=0.1)
+    assert Journal(path).find("other") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"allowed": ("int8-dynamic",)}, "no precision of the target 'cpu'"),
+        ({"target": "toaster"}, "target 'toaster' is unknown"),
+    ],
+)
+def test_impossible_plans_are_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        plan(**changes)
+
+
+def test_a_trained_run_needs_its_own_corpus(exported: Bundle, tmp_path: Path) -> None:
+    facts = {**exported.manifest["provenance"], "data": {"card_sha256": "0" * 64}}
+    trained = replace(exported, manifest={**exported.manifest, "provenance": facts})
+    with pytest.raises(InvalidInputError, match="no corpus is given"):
+        choose(trained, plan(), tmp_path / "work", silent)
+    with pytest.raises(InvalidInputError, match=r"holds no card\.json"):
+        choose(trained, plan(corpus=tmp_path), tmp_path / "work", silent)
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(InvalidInputError, match="was not trained on"):
+        same_corpus(tmp_path, "0" * 64)
+    with pytest.raises(InvalidInputError, match="no clips of the split 'val'"):
+        corpus_material(tmp_path, "val", 0, exported.contract, tmp_path / "cache")
+
+
+def test_the_reference_is_never_a_candidate_file(exported: Bundle, tmp_path: Path) -> None:
+    maker = Maker(exported, target("cpu"), Calibration(), lambda _: [], tmp_path, 1)
+    assert maker.path("fusion", "fp32") == exported.model_path("fusion")
+    other = replace(maker, calibration=Calibration("minmax"))
+    assert maker.path("fusion", "int8-qdq") != other.path("fusion", "int8-qdq")
