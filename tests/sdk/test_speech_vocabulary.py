@@ -40,7 +40,7 @@ def test_pieces_are_the_longest_and_text_comes_back(
 
 def test_marks_and_strange_ids_are_no_text() -> None:
     assert SMALL.decode([1, 14, 0, 15, 99, -1, 17, 2]) == "我很"
-    assert (SMALL.blank, SMALL.end, SMALL.silent) == (0, 2, {0, 1, 2, 17})
+    assert (SMALL.blank, SMALL.end, SMALL.silent) == (0, 2, frozenset({0, 1, 2, 17}))
 
 
 def test_the_file_is_a_plain_list(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ class Vocabulary:
         return Vocabulary(tuple(tokens))
 
     def _pieces(self, unit: str) -> list[str]:
-        found, rest = [], unit
+        found: list[str] = []
+        rest = unit
         while rest:
             if rest in self.ids:
                 return [*found, rest]
