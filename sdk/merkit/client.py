@@ -73,7 +73,7 @@ class Client:
                 sends the clip's bytes.
             detector: finds faces where decoding is done here; default: OpenCV's Haar cascade.
             limits: what a clip may be at most; default: `Limits()`. With `decode="server"` only
-                `max_bytes` can differ from it: the server decodes within the defaults.
+                `max_bytes` can differ from it: the server decodes within its own.
             fallback: answers when the backend is unavailable. Must share the contract.
         """
         if decode not in ("client", "server"):
@@ -87,7 +87,7 @@ class Client:
         if decode == "server" and limits and limits != Limits(limits.max_bytes):
             raise InvalidInputError(
                 "limits other than of bytes together with decoding on the server",
-                "Limits(max_bytes=...) alone, as the server decodes within the default limits",
+                "Limits(max_bytes=...) alone, as the server decodes within its own limits",
                 "set only max_bytes, or decode='client'",
             )
         self.backend = backend
