@@ -38,6 +38,7 @@ class OpenVino:
         )
         first = json.loads(self._line())
         if first["provider"] != "OpenVINOExecutionProvider":
+            self.close()
             raise InferenceError(f"{python} runs {first['provider']}", "OpenVINO's provider")
         self._output = np.array(first["output"], np.float32)
 

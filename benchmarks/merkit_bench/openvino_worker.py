@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
 
@@ -23,15 +21,12 @@ def main() -> None:
 
     model, inputs, hint, threads = sys.argv[1:]
     config = {"CPU": {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}}
-    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
-        json.dump(config, file)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    provider = {"device_type": "CPU", "load_config": file.name}
+    provider = {"device_type": "CPU", "load_config": json.dumps(config)}
     session = ort.InferenceSession(
         model, options, providers=["OpenVINOExecutionProvider"], provider_options=[provider]
     )
-    Path(file.name).unlink()
     held = np.load(inputs)
     wanted = {node.name for node in session.get_inputs()}
     feed = {name: held[name] for name in held.files if name in wanted}
