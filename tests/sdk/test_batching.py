@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle, open_bundle
+from merkit.errors import InvalidInputError
 from merkit.pipeline import GROUPS, standard_contract
 from merkit.ragged import graph_feed
 from merkit.serving.batching import batch_fields, can_batch
@@ -95,6 +96,11 @@ def test_queue_and_priorities() -> None:
     least = fields("fusion", queue=QueuePolicy(priorities=4))["dynamic_batching"]
     assert least["default_priority_level"] == 4
     assert "default_queue_policy" not in least
+
+
+def test_a_timeout_that_no_lone_clip_could_meet_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="'fusion' wait 2000 us"):
+        fields("fusion", queue_delay_us=2000, queue=QueuePolicy(timeout_ms=2))
 
 
 def rows(step: str, lengths: list[int], seed: int = 0) -> list[dict[str, NDArray[Any]]]:

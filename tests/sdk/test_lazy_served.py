@@ -22,6 +22,7 @@ from merkit.contract import MODALITIES
 from merkit.errors import ClipUnreadableError, InvalidInputError, NoEvidenceError
 from merkit.pipeline import DETAIL, GROUPS, OUTCOME
 from merkit.serving import Server
+from merkit.serving.lazy_model import RefusedError, raised
 from merkit.serving.tritonserver import Installation
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,16 @@ def test_errors_reach_the_caller_as_they_are(server: Server) -> None:
             far.predict(movie([quadrants()] * 4, sound=0 * tone(1)))
         answers = list(far.predict_many([b"no movie"] * 40, workers=8))
         assert {type(answer) for answer in answers} == {ClipUnreadableError}
+
+
+def test_what_a_model_says_instead_of_an_answer(bundle: Bundle) -> None:
+    """A full queue stays Triton's own refusal, which clients understand and send again."""
+    step = bundle.contract.step("fusion")
+    typed = ClipUnreadableError("no movie")
+    assert type(raised(step, f"Failed: {typed.to_wire()}")) is ClipUnreadableError
+    for words in ("Exceeds maximum queue size", "Request timeout expired"):
+        assert isinstance(raised(step, f"[request id: 1] {words}"), RefusedError)
+    assert "'fusion' did not answer" in str(raised(step, "out of memory"))
 
 
 def test_other_clients_may_leave_out_what_is_not_there(bundle: Bundle, server: Server) -> None:

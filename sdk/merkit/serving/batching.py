@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from merkit.contract import Contract, StepSpec, TensorSpec
+from merkit.errors import InvalidInputError
 from merkit.ragged import span_name, widths_name
 from merkit.serving.deployment import QueuePolicy, StepDeployment
 
@@ -80,6 +81,9 @@ def batch_fields(
     Returns:
         `max_batch_size` (always), `input`, `output`, and, where they apply, `dynamic_batching`
         and `batch_input`.
+
+    Raises:
+        InvalidInputError: a queue's timeout that is no longer than the delay.
     """
     native = backend != "python"
     most = max_batch_size(contract, step, choice, native)
@@ -113,7 +117,7 @@ def batch_fields(
             )
         ]
     if choice.max_batch_size:
-        fields["dynamic_batching"] = _dynamic(choice)
+        fields["dynamic_batching"] = _dynamic(step.name, choice)
     return fields
 
 
@@ -133,9 +137,16 @@ def wire(
     return found
 
 
-def _dynamic(choice: StepDeployment) -> dict[str, Any]:
-    fields: dict[str, Any] = {"max_queue_delay_microseconds": choice.queue_delay_us or 0}
+def _dynamic(step: str, choice: StepDeployment) -> dict[str, Any]:
+    delay = choice.queue_delay_us or 0
+    fields: dict[str, Any] = {"max_queue_delay_microseconds": delay}
     queue = choice.queue or QueuePolicy()
+    if 0 < 1000 * queue.timeout_ms <= delay:
+        raise InvalidInputError(
+            f"requests to {step!r} wait {delay} us for company and {queue.timeout_ms:g} ms at most",
+            "a timeout longer than the delay: a clip alone would always be refused",
+            "raise queue.timeout_ms, or lower queue_delay_us",
+        )
     policy: dict[str, Any] = {}
     if queue.max_size:
         policy["max_queue_size"] = queue.max_size

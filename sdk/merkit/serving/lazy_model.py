@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from merkit.backends.base import Tensors
 from merkit.backends.entries import complete
+from merkit.backends.grpc_errors import FULL
 from merkit.backends.lazy import pull_votes, step_costs
 from merkit.backends.walk import Timed, Walk
 from merkit.bundle import Bundle
@@ -97,6 +98,9 @@ class LazyModel:
                 if name in asked
             ]
             response = pb.InferenceResponse(output_tensors=tensors)
+        except RefusedError as error:
+            busy = pb.TritonError(str(error), pb.TritonError.UNAVAILABLE)
+            response = pb.InferenceResponse(output_tensors=[], error=busy)
         except Exception as error:  # else the request would never be answered
             told = error if isinstance(error, MerkitError) else failed(NAME, error)
             response = failure(pb, told)
@@ -121,7 +125,7 @@ class LazyModel:
         )
         response = request.exec()
         if response.has_error():
-            raise _raised(step, response.error().message())
+            raise raised(step, response.error().message())
         return {
             name: self._from_wire(name, pb.get_output_tensor_by_name(response, name).as_numpy())
             for name in step.outputs
@@ -159,7 +163,14 @@ def lazy_config(bundle: Bundle, names: Names) -> str:
     return config_text(config, parameters)
 
 
-def _raised(step: StepSpec, message: str) -> MerkitError:
+class RefusedError(Exception):
+    """A model's queue turned a request away, in Triton's words, which clients understand."""
+
+
+def raised(step: StepSpec, message: str) -> Exception:
+    """The error behind what a model answered instead of tensors."""
+    if any(words in message.lower() for words in FULL):  # the status does not come through
+        return RefusedError(message)
     return MerkitError.from_wire(message) or InferenceError(
         f"the step {step.name!r} did not answer ({message})",
         "an answer of the model that runs it",
