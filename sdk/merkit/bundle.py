@@ -23,10 +23,12 @@ from merkit.pipeline import BYTES_IN, OUTCOME, cut
 MANIFEST = "bundle.json"
 SIGNATURES = "bundle.sig"
 """Beside the manifest where somebody vouches for it, see `merkit.signing`."""
-DEPLOYMENT_NAMES = ("config.pbtxt", "model.py", ".gitkeep")
+DEPLOYMENT_NAMES = ("config.pbtxt", "model.py", "__pycache__", ".gitkeep")
 DEPLOYMENT_SUFFIXES = (".plan", ".pyc")
 SIDECARS = "model.sm_*.json"
 """What describes a TensorRT plan lies beside it, and is deployment as well."""
+SAMPLES = "warmup"
+"""The folder of a model's warm-up samples, which are rendered."""
 RESTORE = "fetch an unchanged copy of the bundle, or export it again"
 
 
@@ -145,7 +147,7 @@ def content_files(root: Path) -> list[str]:
     names = []
     for path in root.rglob("*"):
         deployed = path.name in DEPLOYMENT_NAMES or path.suffix in DEPLOYMENT_SUFFIXES
-        deployed = deployed or path.match(SIDECARS)
+        deployed = deployed or path.match(SIDECARS) or path.parent.name == SAMPLES
         if path.is_file() and path.parent != root and not deployed:
             names.append(path.relative_to(root).as_posix())
     return sorted(names)

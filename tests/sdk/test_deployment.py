@@ -25,6 +25,7 @@ response_cache = true
 warm_up = true
 warm_up_clips = ["clips/one.mp4"]
 views = true
+limit_parallel = true
 
 [queue]
 max_size = 100
@@ -71,6 +72,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         warm_up=True,
         warm_up_clips=(tmp_path / "clips/one.mp4",),
         views=True,
+        limit_parallel=True,
         ensembles={"faces_only": CustomCut(("face_grid",), ("face_features",))},
         steps={
             "decode": StepDeployment(instances=4, kind="cpu"),

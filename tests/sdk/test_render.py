@@ -20,6 +20,7 @@ from merkit.serving.config import CONSTANTS
 from merkit.serving.constants import BATCH
 from merkit.serving.deployment import CustomCut, Deployment, QueuePolicy, StepDeployment
 from merkit.serving.ensembles import AFTER
+from merkit.serving.lazy_model import NAME as LAZY
 from merkit.serving.render import render
 
 ENTRIES = entry_points(standard_contract(("a", "b"), dict.fromkeys(GROUPS, 8)))
@@ -44,7 +45,7 @@ def configs(root: Path) -> dict[str, model_config_pb2.ModelConfig]:
 
 
 def models(bundle: Bundle) -> set[str]:
-    return {step.name for step in bundle.contract.steps} | {*ENTRIES, CONSTANTS}
+    return {step.name for step in bundle.contract.steps} | {*ENTRIES, CONSTANTS, LAZY}
 
 
 def test_every_step_and_entry_point_has_a_config(toy_bundle: Bundle, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_the_batch_size_is_always_written_out(toy_bundle: Bundle, tmp_path: Path
 
 
 def test_steps_have_their_own_choices(toy_bundle: Bundle, tmp_path: Path) -> None:
-    queue = QueuePolicy(max_size=9, timeout_ms=50, priorities=2)
+    queue = QueuePolicy(priorities=2)
     steps = {
         "face_encoder": StepDeployment("python", 2, "gpu", max_batch_size=4, queue=queue),
         "audio_encoder": StepDeployment(kind="gpu", gpus=(1,), response_cache=True),
@@ -104,7 +105,6 @@ def test_steps_have_their_own_choices(toy_bundle: Bundle, tmp_path: Path) -> Non
     assert (face.backend, audio.backend) == ("python", "onnxruntime")
     assert (face.max_batch_size, audio.max_batch_size) == (4, 16)
     assert face.dynamic_batching.priority_levels == 2
-    assert face.dynamic_batching.default_queue_policy.max_queue_size == 9
     assert not text.dynamic_batching.priority_levels
     group = model_config_pb2.ModelInstanceGroup
     assert [face.instance_group[0].kind, text.instance_group[0].kind] == [
@@ -117,6 +117,27 @@ def test_steps_have_their_own_choices(toy_bundle: Bundle, tmp_path: Path) -> Non
     )
     assert audio.response_cache.enable
     assert not text.response_cache.enable
+
+
+def test_queues_are_limited_where_triton_bears_it(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """A limit on a step that runs beside others kills Triton 24.10 with signal 11."""
+    limits = QueuePolicy(max_size=9, timeout_ms=50, priorities=2)
+    for parallel in (False, True):
+        out = tmp_path / str(parallel)
+        render(toy_bundle, out, Deployment(queue=limits, limit_parallel=parallel))
+        for name, config in configs(out).items():
+            batching = config.dynamic_batching
+            if not config.HasField("dynamic_batching"):
+                continue
+            alone = name in ("fusion", "voting")
+            assert batching.default_queue_policy.max_queue_size == (9 if alone or parallel else 0)
+            assert batching.default_queue_policy.default_timeout_microseconds == (
+                50_000 if alone or parallel else 0
+            )
+            assert batching.priority_levels == 2
+    one = {"audio_encoder": StepDeployment(queue=QueuePolicy(timeout_ms=5))}
+    with pytest.raises(InvalidInputError, match="runs beside others"):
+        render(toy_bundle, tmp_path / "out", Deployment(steps=one))
 
 
 def plan(bundle: Bundle, step: str, capability: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ def add(commands: Any, say: Callable[[str], None]) -> None:
     serve.add_argument("--threads", type=int, default=0, metavar="N", help="of each model; 0: all")
     serve.add_argument(
         "--deploy", type=Path, metavar="FILE", help="this host's choices (host.toml)"
+    )
+    serve.add_argument(
+        "--warm-up", action="store_true", help="run samples before answering; starts later"
     )
     serve.add_argument(
         "--versioned", action="store_true", help="name models after their content, as several are"
@@ -53,6 +57,7 @@ def _serve(args: argparse.Namespace, say: Callable[[str], None]) -> int:
     from merkit.serving.deployment import DEFAULT, read_deployment
     from merkit.serving.guard import Protection, Tracing
 
+    deployment = read_deployment(args.deploy) if args.deploy else DEFAULT
     options = ServeOptions(
         host=args.host,
         grpc_port=args.grpc_port,
@@ -61,7 +66,7 @@ def _serve(args: argparse.Namespace, say: Callable[[str], None]) -> int:
         threads=args.threads,
         versioned=args.versioned,
         explicit=args.model_control == "explicit",
-        deployment=read_deployment(args.deploy) if args.deploy else DEFAULT,
+        deployment=replace(deployment, warm_up=deployment.warm_up or args.warm_up),
         protection=Protection(
             certificate=args.tls_cert,
             key=args.tls_key,

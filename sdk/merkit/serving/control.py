@@ -196,7 +196,7 @@ class ModelControl:
                 *args, headers=self._headers, client_timeout=self.seconds, **options
             )
         except InferenceServerException as error:
-            if "explicit model control" in str(error) or "control is" in str(error):
+            if "explicit model load" in str(error):
                 raise InvalidInputError(
                     f"the server at {self.url} does not let models be loaded ({error.message()})",
                     "one with explicit model control",

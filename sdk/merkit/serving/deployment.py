@@ -85,7 +85,10 @@ class Deployment:
     queue_delay_us: int = 1000
     """How long a request may wait for others to share a batch with, in microseconds."""
     queue: QueuePolicy = QueuePolicy()
-    """Queues of batching steps."""
+    """Queues of batching steps; limits hold for steps that run alone (see `limit_parallel`)."""
+    limit_parallel: bool = False
+    """Whether limits of queues hold for steps, too, that run beside others, as encoders do. Triton
+    24.10 dies when such a queue turns a request away (server PR #8631 of 2026 mends it)."""
     response_cache: bool = False
     """Whether Triton's response cache is asked (the server needs --cache-config, too)."""
     warm_up: bool = False
@@ -202,7 +205,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "kind": get_args(Kind),
     "on_timeout": get_args(Overflow),
 }
-_SWITCHES = ("response_cache", "warm_up", "views")
+_SWITCHES = ("limit_parallel", "response_cache", "warm_up", "views")
 _NAMES = ("inputs", "outputs")
 
 

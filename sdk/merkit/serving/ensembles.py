@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from itertools import combinations
 from typing import Any
 
 from merkit.bundle import Bundle
@@ -54,6 +55,22 @@ def rendered_entries(contract: Contract, deployment: Deployment) -> dict[str, En
                 "merkit inspect BUNDLE shows them",
             )
         found[name] = EntryPoint(name, custom.inputs, custom.outputs)
+    return found
+
+
+def parallel_steps(contract: Contract, deployment: Deployment) -> set[str]:
+    """Steps that some entry point may run beside others: neither waits for the other."""
+    found: set[str] = set()
+    for entry in rendered_entries(contract, deployment).values():
+        before: dict[str, set[str]] = {}
+        makers: dict[str, str] = {}
+        for step in prune(contract, entry).steps:
+            direct = {makers[name] for name in step.inputs if name in makers}
+            before[step.name] = direct.union(*(before[name] for name in direct))
+            makers |= dict.fromkeys(step.outputs, step.name)
+        for one, other in combinations(before, 2):
+            if one not in before[other] and other not in before[one]:
+                found |= {one, other}
     return found
 
 

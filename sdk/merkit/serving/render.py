@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from merkit.bundle import DEPLOYMENT_NAMES, MANIFEST, SIGNATURES, Bundle
+from numpy.typing import NDArray
+
+from merkit.bundle import DEPLOYMENT_NAMES, MANIFEST, SAMPLES, SIGNATURES, Bundle
 from merkit.contract import MODALITIES, StepSpec, canonical
 from merkit.errors import InvalidInputError
 from merkit.media.limits import Limits
 from merkit.pipeline import absent_tensors
 from merkit.plans import ON_HOST, plans_of, triton_fields
-from merkit.serving.batching import batch_fields, wire
+from merkit.serving.batching import batch_fields, permitted, wire
 from merkit.serving.config import (
     CONSTANTS,
     HEAD,
@@ -31,13 +33,28 @@ from merkit.serving.config import (
     versioned_names,
 )
 from merkit.serving.constants import BATCH
-from merkit.serving.deployment import DEFAULT, FLAVOURS, Deployment, Flavour, check_choices
-from merkit.serving.ensembles import AFTER, COLUMN, ensemble_config, rendered_entries
+from merkit.serving.deployment import (
+    DEFAULT,
+    FLAVOURS,
+    Deployment,
+    Flavour,
+    StepDeployment,
+    check_choices,
+)
+from merkit.serving.ensembles import (
+    AFTER,
+    COLUMN,
+    ensemble_config,
+    parallel_steps,
+    rendered_entries,
+)
 from merkit.serving.lazy_model import NAME as LAZY
 from merkit.serving.lazy_model import lazy_config
+from merkit.serving.warmup import make_samples, warm_up
 
 __all__ = ["AFTER", "FLAVOURS", "Deployment", "Flavour", "backend", "render", "step_config"]
 
+Samples = Mapping[str, dict[str, NDArray[Any]]]
 MODEL_PY = '''"""Rendered by merkit: Triton's entry into a model, whose code lies in the package."""
 
 from merkit.serving.{module} import {name} as TritonPythonModel
@@ -81,8 +98,8 @@ def render(
     if versioned or out.resolve() != bundle.root.resolve():
         _check_folder(bundle, out, versioned)
         _place_content(bundle, out, names, deployment, copy)
-    for name, text in files.items():
-        _write(out / name, text)
+    for name, content in files.items():
+        _write(out / name, content)
         if name.endswith("/model.py") and out.resolve() != bundle.root.resolve():
             (out / name).with_name(NO_CACHE).touch()
     _remove_stale(out, files, keep_models=versioned)
@@ -100,12 +117,19 @@ def backend(step: StepSpec, deployment: Deployment) -> str:
     return str(deployment.of(step.name).flavour)
 
 
-def _files(bundle: Bundle, deployment: Deployment, names: Names) -> dict[str, str]:
+def _files(bundle: Bundle, deployment: Deployment, names: Names) -> dict[str, str | bytes]:
     """What is rendered, by its name below the repository."""
-    files = {}
+    files: dict[str, str | bytes] = {}
+    samples = None
+    if any(deployment.of(step.name).warm_up for step in bundle.contract.steps):
+        samples = make_samples(bundle, deployment.warm_up_clips)
     for step in bundle.contract.steps:
         folder = names.models[step.name]
-        files[f"{folder}/config.pbtxt"] = step_config(bundle, step, deployment, names)
+        files[f"{folder}/config.pbtxt"] = step_config(bundle, step, deployment, names, samples)
+        files |= {
+            f"{folder}/{SAMPLES}/{name}": content
+            for name, content in step_samples(bundle, step, deployment, samples)[1].items()
+        }
         if backend(step, deployment) == "python":
             files[f"{folder}/1/model.py"] = MODEL_PY.format(module="runner", name="StepModel")
     folder = names.models[CONSTANTS]
@@ -121,11 +145,36 @@ def _files(bundle: Bundle, deployment: Deployment, names: Names) -> dict[str, st
     return files
 
 
+def step_choice(bundle: Bundle, step: StepSpec, deployment: Deployment) -> StepDeployment:
+    """This host's choices for a step, without the limits that its queue must not have."""
+    choice = permitted(bundle.manifest, step, deployment.of(step.name))
+    parallel = parallel_steps(bundle.contract, deployment)
+    if choice.queue is None or deployment.limit_parallel or step.name not in parallel:
+        return choice
+    return replace(choice, queue=replace(choice.queue, max_size=0, timeout_ms=0))
+
+
+def step_samples(
+    bundle: Bundle, step: StepSpec, deployment: Deployment, samples: Samples | None
+) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """The `model_warmup` of a step that is to be warmed up, and the files that it names."""
+    choice = step_choice(bundle, step, deployment)
+    if not choice.warm_up or samples is None:
+        return [], {}
+    fields = batch_fields(bundle.contract, step, choice, backend(step, deployment))
+    return warm_up(bundle.contract, step, fields, samples)
+
+
 def step_config(
-    bundle: Bundle, step: StepSpec, deployment: Deployment, names: Names | None = None
+    bundle: Bundle,
+    step: StepSpec,
+    deployment: Deployment,
+    names: Names | None = None,
+    samples: Samples | None = None,
 ) -> str:
     """The config.pbtxt of one step."""
-    contract, choice = bundle.contract, deployment.of(step.name)
+    contract = bundle.contract
+    choice = step_choice(bundle, step, deployment)
     name = (names or plain_names(contract)).models[step.name]
     parameters = {"contract_id": contract.contract_id, "step": step.name}
     config: dict[str, Any] = {"name": name, "backend": backend(step, deployment)}
@@ -149,6 +198,7 @@ def step_config(
     config["instance_group"] = [group]
     if choice.response_cache:
         config["response_cache"] = {"enable": True}
+    config["model_warmup"] = step_samples(bundle, step, deployment, samples)[0]
     if step.kind == "python":
         order = {"name": AFTER, "data_type": "TYPE_INT64", "dims": [-1, 1], "optional": True}
         config["input"] = [*config["input"], order]
@@ -184,6 +234,15 @@ def _check(bundle: Bundle, deployment: Deployment) -> None:
             f"any of {', '.join(steps)}",
             "correct the deployment",
         )
+    for name in sorted(deployment.steps) if not deployment.limit_parallel else ():
+        queue = deployment.steps[name].queue
+        limited = queue is not None and (queue.max_size or queue.timeout_ms)
+        if limited and name in parallel_steps(bundle.contract, deployment):
+            raise InvalidInputError(
+                f"the queue of {name!r} is limited, and this step runs beside others",
+                "no limit there: Triton 24.10 dies when such a queue turns a request away",
+                "limit a proxy instead, or set limit_parallel = true for a Triton that is mended",
+            )
 
 
 def _check_folder(bundle: Bundle, out: Path, versioned: bool) -> None:
@@ -246,6 +305,9 @@ def _remove_stale(out: Path, files: Iterable[str], keep_models: bool) -> None:
         if f"{folder.name}/config.pbtxt" in made:
             if f"{folder.name}/1/model.py" not in made:
                 (folder / "1" / "model.py").unlink(missing_ok=True)
+            for sample in folder.glob(f"{SAMPLES}/*"):
+                if sample.relative_to(out).as_posix() not in made:
+                    sample.unlink()
         elif not keep_models and _only_rendered(folder):
             shutil.rmtree(folder)
 
@@ -256,8 +318,8 @@ def _only_rendered(folder: Path) -> bool:
     return rendered and (folder / "config.pbtxt").read_text("utf-8").startswith(HEAD)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, "utf-8")
+    temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     temporary.replace(path)

@@ -36,6 +36,7 @@ from merkit.serving.scratch import ScratchFolder
 from merkit.serving.tritonserver import Installation, assemble, find_installation
 
 HOST = "127.0.0.1"
+CACHE_BYTES = 256 << 20  # of responses, where a step's are kept
 POLL_SECONDS = 0.05
 EXIT_SECONDS = 5  # that Triton gives requests under way when it is told to end
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
@@ -193,6 +194,11 @@ class Server:
             f"--exit-timeout-secs={EXIT_SECONDS}",
             f"--log-verbose={options.verbose}",
         ]
+        names = [step.name for bundle in self.bundles for step in bundle.contract.steps]
+        if any(deployment.of(name).response_cache for name in names):
+            command.append(f"--cache-config=local,size={CACHE_BYTES}")
+            caches = installation.caches
+            command += [f"--cache-directory={caches}"] if caches else []
         if options.explicit:
             command.append("--model-control-mode=explicit")
             command += [f"--load-model={name}" for name in entries_below(repository)]

@@ -37,6 +37,8 @@ class Installation:
     """Its backend directory, one folder per backend; for the wheel, a template without stub."""
     stub: Path | None = None
     """The wheel's Python stub, to be copied into the python backend; None for a container's."""
+    caches: Path | None = None
+    """Its response caches, where the server would not find them by itself."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables that the server and its stubs need beside the inherited ones."""
 
@@ -118,7 +120,8 @@ def _from_wheel(environment: Path) -> Installation:
         "PATH": f"{environment / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         "PYTHONNOUSERSITE": "1",
     }
-    return Installation(tree / "bin" / "tritonserver", tree / "backends", stub, variables)
+    binary = tree / "bin" / "tritonserver"
+    return Installation(binary, tree / "backends", stub, tree / "caches", variables)
 
 
 def _library_folder(environment: Path) -> str:
