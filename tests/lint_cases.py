@@ -61,6 +61,7 @@ class Case:
         config: its config.pbtxt; None for none.
         files: files of the model's folder; `.py` files are good models, others a few bytes.
         hangs: the server neither loads nor refuses it, it waits for good.
+        crashes: the server may end over it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Case:
     config: str | None
     files: tuple[str, ...] = GOOD_FILES
     hangs: bool = False
+    crashes: bool = False
 
 
 def write_relay(repository: Path) -> None:
@@ -315,6 +317,7 @@ CASES = (
         "a warm-up of too many",
         "warmup-batch",
         GOOD + (WARMUP % f"{WARM} zero_data: true").replace("batch_size: 1", "batch_size: 9"),
+        crashes=True,
     ),
     Case(
         "an ensemble without its platform",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from tritonclient.grpc import model_config_pb2
 
 from merkit.bundle import Bundle
 from merkit.cli import main
-from merkit.errors import InvalidInputError
+from merkit.errors import InvalidInputError, MissingExtraError
 from merkit.lint import RULES, Finding, Options, lint, refuse_errors, server_version
 from merkit.lint import server_arguments as arguments
 from merkit.plans import Sidecar
@@ -233,7 +235,7 @@ def fix_batch(value: Any) -> None:
 def test_graphs_that_cannot_be_read_are_said_to_be_skipped(
     rendered: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     report = lint(rendered)
     assert report.clean
     assert "onnx" in report.skipped[0]
@@ -463,6 +465,16 @@ def test_a_server_that_completes_configs_may_be_left_to_it(tmp_path: Path) -> No
     assert rules(lint(tmp_path, OPTIONS).findings) == {"max-batch-omitted", "no-tensors"}
 
 
+def test_without_tritonclient_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tritonclient", "tritonclient.grpc", "google.protobuf"):
+        monkeypatch.setitem(sys.modules, name, None)
+    write_relay(tmp_path)
+    with pytest.raises(MissingExtraError, match=r"merkit\[triton\]"):
+        lint(tmp_path)
+
+
 def test_an_empty_repository_serves_nothing(tmp_path: Path) -> None:
     assert rules(lint(tmp_path).findings) == {"no-models"}
 
@@ -471,6 +483,20 @@ def test_a_config_of_other_bytes_is_a_finding(tmp_path: Path) -> None:
     write_relay(tmp_path)
     (tmp_path / "relay" / "config.pbtxt").write_bytes(b"\xff\xfe\x00")
     assert rules(lint(tmp_path).findings) == {"config-syntax"}
+
+
+def test_no_config_however_garbled_ends_lint(tmp_path: Path) -> None:
+    """Tokens dropped, doubled and replaced: lint finds something or nothing, and says so."""
+    rng = random.Random(7)
+    odd = ["-1", "0", "99999999999", "TYPE_STRING", '"relay"', '""', "{ }", '"tensorrt"', "1e9"]
+    write_relay(tmp_path)
+    write_case(tmp_path, Case("garbled", "", GOOD))
+    for _ in range(150):
+        tokens = re.findall(r'"[^"]*"|\S+|\s+', rng.choice(CASES + SOUND).config or GOOD)
+        for place in rng.choices(range(len(tokens)), k=rng.randint(1, 3)):
+            tokens[place] = rng.choice(["", tokens[place] * 2, rng.choice(odd), rng.choice(tokens)])
+        (tmp_path / CASE / "config.pbtxt").write_text("".join(tokens))
+        assert {"case", "relay"} == set(lint(tmp_path, OPTIONS).models)
 
 
 def test_errors_refuse_a_repository_and_name_the_first(tmp_path: Path) -> None:

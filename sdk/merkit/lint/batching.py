@@ -7,12 +7,11 @@ lengths, absent optional inputs or a forgotten max_batch_size keep each request 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from merkit.lint.config import CORE, GUIDE
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
-from merkit.lint.repository import Model, Repository
+from merkit.lint.repository import Model, Repository, type_name
 
 RAGGED = "Triton user guide, Ragged Batching"
 BATCHER = GUIDE + ", Dynamic Batcher"
@@ -230,8 +229,8 @@ def _batch_io(model: Model) -> Iterator[Finding]:
         for name in set(entry.source_input) - inputs:
             found = f"its source {name!r} is no input"
             yield BATCH_INPUT.at(model.name, place, found, f"name one of {sorted(inputs)}")
-        if (dtype := _type_name(entry)) not in ("TYPE_INT32", "TYPE_FP32"):
-            found, action = f"it is {dtype}", "write TYPE_INT32, and cast inside the model"
+        if (dtype := type_name(entry)) not in ("INT32", "FP32"):
+            found, action = f"it is TYPE_{dtype}", "write TYPE_INT32, and cast inside the model"
             yield BATCH_INPUT.at(model.name, place, found, action)
         if model.backend == "python":
             action = "drop it: Python models see each request and count for themselves"
@@ -244,8 +243,3 @@ def _batch_io(model: Model) -> Iterator[Finding]:
             found = f"source {list(entry.source_input)}, target {list(entry.target_name)}"
             action = "name one input and outputs that are there"
             yield BATCH_OUTPUT.at(model.name, place, found, action)
-
-
-def _type_name(message: Any) -> str:
-    field = type(message).DESCRIPTOR.fields_by_name["data_type"]
-    return str(field.enum_type.values_by_number[message.data_type].name)

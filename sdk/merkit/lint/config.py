@@ -11,7 +11,14 @@ from typing import Any
 
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
-from merkit.lint.repository import ENSEMBLE, PLATFORM_BACKENDS, Model, Repository
+from merkit.lint.repository import (
+    ENSEMBLE,
+    PLATFORM_BACKENDS,
+    Model,
+    Repository,
+    enum_name,
+    type_name,
+)
 
 CORE = "core/src/model_config_utils.cc"
 GUIDE = "Triton user guide, Model Configuration"
@@ -150,9 +157,7 @@ CACHE_DECOUPLED = rule(
     CORE + " ValidateModelConfig",
     "Response Cache does not currently support",
 )
-TENSORRT_TYPES = frozenset(
-    f"TYPE_{name}" for name in ("BOOL", "UINT8", "INT8", "INT32", "INT64", "FP16", "FP32", "BF16")
-)
+TENSORRT_TYPES = ("BOOL", "UINT8", "INT8", "INT32", "INT64", "FP16", "FP32", "BF16")
 
 
 def check(repository: Repository, options: Options, _skip: Skip) -> Iterator[Finding]:
@@ -222,11 +227,10 @@ def _tensors(model: Model, completed: bool) -> Iterator[Finding]:
 
 def _tensor(model: Model, kind: str, tensor: Any) -> Iterator[Finding]:
     place = f"{kind} {tensor.name}".strip()
-    type_name = type(tensor).DESCRIPTOR.fields_by_name["data_type"].enum_type
-    dtype = type_name.values_by_number[tensor.data_type].name
+    dtype = type_name(tensor)
     if not tensor.name:
         yield TENSOR_NAME.at(model.name, place, f"an {kind} has no name", "name it")
-    if dtype == "TYPE_INVALID":
+    if dtype == "INVALID" or dtype.lstrip("-").isdigit():
         yield TENSOR_TYPE.at(model.name, place, "it has no data_type", "write TYPE_FP32, say")
     if not tensor.dims:
         action = "write dims: [ 1 ] with reshape: { shape: [ ] } for one value per request"
@@ -240,10 +244,10 @@ def _tensor(model: Model, kind: str, tensor: Any) -> Iterator[Finding]:
         yield FORMAT.at(model.name, place, found, "drop format: the server converts nothing by it")
     if tensor.is_shape_tensor and model.backend != "tensorrt":
         yield SHAPE_TENSOR.at(model.name, place, f"of {model.backend or ENSEMBLE!r}", "drop it")
-    if model.backend == "tensorrt" and dtype not in (*TENSORRT_TYPES, "TYPE_INVALID"):
+    if model.backend == "tensorrt" and dtype not in (*TENSORRT_TYPES, "INVALID"):
         action = "convert it in a Python or ONNX step before"
-        yield TENSORRT_TYPE.at(model.name, place, f"{dtype} is no type of TensorRT's", action)
-    if dtype == "TYPE_BF16":
+        yield TENSORRT_TYPE.at(model.name, place, f"TYPE_{dtype} is no type of TensorRT's", action)
+    if dtype == "BF16":
         yield BF16.at(model.name, place, "it is TYPE_BF16", "cast to FP32 at the model's edge")
 
 
@@ -269,10 +273,8 @@ def _runs(dims: Sequence[int]) -> list[int]:
 
 
 def _instances(model: Model, options: Options) -> Iterator[Finding]:
-    kinds = type(model.config).DESCRIPTOR.fields_by_name["instance_group"].message_type
-    names = kinds.enum_types_by_name["Kind"].values_by_number
     for group in model.config.instance_group:
-        kind = names[group.kind].name
+        kind = enum_name(group, "kind")
         if kind in ("KIND_CPU", "KIND_MODEL") and group.gpus:
             found = f"{kind} with gpus {list(group.gpus)}"
             yield INSTANCE_GPUS.at(model.name, "instance_group", found, "write KIND_GPU")

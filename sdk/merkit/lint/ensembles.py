@@ -14,7 +14,7 @@ from typing import Any
 from merkit.lint.config import CORE
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
-from merkit.lint.repository import Model, Repository
+from merkit.lint.repository import Model, Repository, type_name
 
 SCHEDULING = CORE + " ValidateEnsembleSchedulingConfig"
 MAPPING = "core/src/ensemble_utils.cc ValidateTensorMapping"
@@ -326,9 +326,7 @@ def _all_uses(repository: Repository, ensemble: Model) -> Iterator[tuple[str, _U
 
 
 def _use(model: Model, tensor: Any, dims: Sequence[int]) -> _Use:
-    names = type(tensor).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
-    dtype = names[tensor.data_type].name.removeprefix("TYPE_")
-    return _Use(model.name, dtype, tuple(dims), model.batches)
+    return _Use(model.name, type_name(tensor), tuple(dims), model.batches)
 
 
 def _compatible(one: Sequence[int], other: Sequence[int]) -> bool:

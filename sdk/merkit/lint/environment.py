@@ -13,7 +13,7 @@ from pathlib import Path
 
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import CLIENT_SHM_OFF, Options, Version
-from merkit.lint.repository import Model, Repository
+from merkit.lint.repository import Model, Repository, type_name
 from merkit.lint.warmup import BYTES
 
 STUB = "triton_python_backend_stub"
@@ -116,8 +116,7 @@ def _region(model: Model) -> int:
     count = sum(max(group.count, 1) for group in model.config.instance_group) or 1
     held = 0
     for tensor in (*model.config.input, *model.config.output):
-        names = type(tensor).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
-        width = BYTES.get(names[tensor.data_type].name.removeprefix("TYPE_"), 0)
+        width = BYTES.get(type_name(tensor), 0)
         if all(dim > 0 for dim in tensor.dims):
             held += width * prod(tensor.dims) * max(model.config.max_batch_size, 1)
     return count * max(held, DEFAULT_REGION)

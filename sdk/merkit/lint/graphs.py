@@ -13,7 +13,7 @@ from typing import Any
 
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
-from merkit.lint.repository import Model, Repository
+from merkit.lint.repository import Model, Repository, type_name
 
 BACKEND = "onnxruntime_backend/src/onnxruntime.cc"
 DIMS = "onnxruntime_backend/src/onnxruntime_utils.cc CompareDimsSupported"
@@ -203,7 +203,7 @@ def _inputs(model: Model, graph: Graph) -> Iterator[Finding]:
     for entry in config.batch_input:
         for name in entry.target_name:
             real = graph.inputs.get(name)
-            if real is not None and real.dtype != (dtype := _type_name(entry)):
+            if real is not None and real.dtype != (dtype := type_name(entry)):
                 found = f"TYPE_{dtype}, and the graph takes TYPE_{real.dtype}"
                 action = "export the graph with an input of the batch_input's type"
                 yield BATCH_INPUT.at(model.name, f"batch_input {name}", found, action)
@@ -238,7 +238,7 @@ def _outputs(model: Model, graph: Graph) -> Iterator[Finding]:
 
 
 def _dtype(model: Model, place: str, tensor: Any, real: Tensor) -> Iterator[Finding]:
-    dtype = _type_name(tensor)
+    dtype = type_name(tensor)
     if dtype not in (real.dtype, "INVALID"):
         found = f"TYPE_{dtype}, and the graph has TYPE_{real.dtype}"
         yield DTYPE.at(model.name, place, found, f"write TYPE_{real.dtype}")
@@ -273,8 +273,3 @@ def _shape(model: Model, place: str, tensor: Any, real: Tensor, exact: bool) -> 
     elif len(full) + 1 == len(real.shape) and not most:
         action += ", or set max_batch_size: the dims leave the batch dimension out"
     yield SHAPE.at(model.name, place, found, action)
-
-
-def _type_name(message: Any) -> str:
-    field = type(message).DESCRIPTOR.fields_by_name["data_type"]
-    return str(field.enum_type.values_by_number[message.data_type].name).removeprefix("TYPE_")

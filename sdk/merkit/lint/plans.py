@@ -14,7 +14,7 @@ from merkit.bundle import sha256_file
 from merkit.errors import BundleCorruptError
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
-from merkit.lint.repository import Model, Repository
+from merkit.lint.repository import Model, Repository, enum_name
 from merkit.plans import STRIP_PLAN, Profile, Sidecar, read_sidecar
 
 COUNTED = {
@@ -116,8 +116,7 @@ def _batch(model: Model, profile: Profile) -> int | None:
         if tensor.name in profile and not tensor.allow_ragged_batch:
             largest.append(profile[tensor.name][2][0])
     for entry in model.config.batch_input:
-        kinds = type(entry).DESCRIPTOR.fields_by_name["kind"].enum_type.values_by_number
-        beside = COUNTED.get(kinds[entry.kind].name)
+        beside = COUNTED.get(enum_name(entry, "kind"))
         for name in entry.target_name if beside is not None else ():
             if name in profile:
                 largest.append(profile[name][2][0] - (beside or 0))

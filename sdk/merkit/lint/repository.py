@@ -171,8 +171,21 @@ def read_repository(root: Path) -> Repository:
             "a repository: a folder of model folders",
             f"give its parent, {root.resolve().parent}",
         )
+    _schema()  # tells of a missing extra before anything else is imported
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     return Repository(root, {path.name: _read_model(path) for path in folders})
+
+
+def enum_name(message: Any, field: str) -> str:
+    """The name of an enumeration's value in a config; its number where it has no name."""
+    values = type(message).DESCRIPTOR.fields_by_name[field].enum_type.values_by_number
+    number = getattr(message, field)
+    return str(values[number].name) if number in values else str(number)
+
+
+def type_name(message: Any) -> str:
+    """The data type of a tensor without `TYPE_`, such as FP32."""
+    return enum_name(message, "data_type").removeprefix("TYPE_")
 
 
 def _read_model(path: Path) -> Model:
@@ -187,7 +200,7 @@ def _read_model(path: Path) -> Model:
         return Model(path.name, path, "", None, f"it cannot be read ({error})")
     try:
         config = text_format.Parse(text, _schema()())
-    except text_format.ParseError as error:
+    except (text_format.ParseError, ValueError) as error:  # a number out of its field's range
         return Model(path.name, path, text, None, str(error))
     return Model(path.name, path, text, config, "", tuple(_doubles(text)), tuple(_newer(config)))
 

@@ -9,7 +9,7 @@ from typing import Any
 from merkit.lint.config import CORE
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
-from merkit.lint.repository import Model, Repository
+from merkit.lint.repository import Model, Repository, enum_name
 
 SWITCHES = ("CONTROL_SEQUENCE_START", "CONTROL_SEQUENCE_END", "CONTROL_SEQUENCE_READY")
 IDENTITY = "CONTROL_SEQUENCE_CORRID"
@@ -56,7 +56,7 @@ def _controls(model: Model) -> Iterator[Finding]:
         if not name or times > 1:
             found = f"{times} are called {name!r}" if name else "one has no name"
             yield CONTROL.at(model.name, place, found, "give each a name of its own")
-    kinds = Counter(_name(c, "kind") for entry in inputs for c in entry.control)
+    kinds = Counter(enum_name(c, "kind") for entry in inputs for c in entry.control)
     for kind in (kind for kind, times in kinds.items() if times > 1):
         yield CONTROL.at(model.name, place, f"{kind} is there {kinds[kind]} times", "keep one")
     for entry in inputs:
@@ -66,14 +66,14 @@ def _controls(model: Model) -> Iterator[Finding]:
 
 
 def _wrong_values(control: Any) -> tuple[str, str] | None:
-    kind = _name(control, "kind")
+    kind = enum_name(control, "kind")
     pairs = [control.int32_false_true, control.fp32_false_true, control.bool_false_true]
     given = [pair for pair in pairs if pair]
     if kind in SWITCHES and [len(pair) for pair in given] != [2]:
         found = f"{kind} has {len(given)} kinds of values, of lengths {[len(p) for p in given]}"
         return found, "give one pair, such as int32_false_true: [ 0, 1 ]"
-    if kind == IDENTITY and (given or _name(control, "data_type") not in IDENTITY_TYPES):
-        found = f"{kind} of {_name(control, 'data_type')}" + (" with values" if given else "")
+    if kind == IDENTITY and (given or enum_name(control, "data_type") not in IDENTITY_TYPES):
+        found = f"{kind} of {enum_name(control, 'data_type')}" + (" with values" if given else "")
         return found, f"give it a data_type of {', '.join(IDENTITY_TYPES)} and no values"
     return None
 
@@ -88,8 +88,3 @@ def _strategy(model: Model) -> Iterator[Finding]:
     if not 0 <= (share := batcher.direct.minimum_slot_utilization) <= 1:
         place = "sequence_batching.direct.minimum_slot_utilization"
         yield STRATEGY.at(model.name, place, f"it is {share:g}", "choose a share from 0 to 1")
-
-
-def _name(message: Any, field: str) -> str:
-    values = type(message).DESCRIPTOR.fields_by_name[field].enum_type.values_by_number
-    return str(values[getattr(message, field)].name)

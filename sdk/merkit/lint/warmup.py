@@ -10,7 +10,7 @@ from typing import Any
 from merkit.lint.config import GUIDE
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
-from merkit.lint.repository import Model, Repository
+from merkit.lint.repository import Model, Repository, type_name
 
 FOLDER = "warmup"
 INSTANCE = "core/src/backend_model_instance.cc GenerateWarmupData"
@@ -54,8 +54,8 @@ IDLE = rule(
 BATCH = rule(
     "warmup-batch",
     "error",
-    "a warm-up sample of a larger batch than max_batch_size",
-    GUIDE + ", Model Warmup",
+    "a warm-up sample of a larger batch than max_batch_size: refused, or the whole server ends",
+    GUIDE + ", Model Warmup; server 24.10 was seen to end with a segmentation fault",
     "failed to run warmup sample",
 )
 
@@ -96,7 +96,7 @@ def _data(model: Model, place: str, value: Any) -> Iterator[Finding]:
     if chosen != "input_data_file":
         return
     file = model.path / FOLDER / value.input_data_file
-    need = BYTES.get(_type_name(value), 0) * prod(value.dims)
+    need = BYTES.get(type_name(value), 0) * prod(value.dims)
     if not file.is_file():
         yield FILE.at(model.name, place, f"there is no {_beside(file)}", "put the file there")
     elif file.stat().st_size < need:
@@ -110,13 +110,8 @@ def _fit(model: Model, place: str, value: Any, tensor: Any) -> Iterator[Finding]
         w in (-1, d) for d, w in zip(dims, wanted, strict=False)
     )
     if value.data_type != tensor.data_type or not same:
-        found = f"{_type_name(value)} {dims}, and the model takes {_type_name(tensor)} {wanted}"
+        found = f"{type_name(value)} {dims}, and the model takes {type_name(tensor)} {wanted}"
         yield INPUTS.at(model.name, place, found, "let both agree")
-
-
-def _type_name(message: Any) -> str:
-    field = type(message).DESCRIPTOR.fields_by_name["data_type"]
-    return str(field.enum_type.values_by_number[message.data_type].name).removeprefix("TYPE_")
 
 
 def _beside(file: Path) -> str:
