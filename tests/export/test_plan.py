@@ -1,0 +1,52 @@
+"""The plan of an export: what shapes say, without a weight."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from random_run import SMALLEST
+
+from merkit_export.cli import main
+from merkit_export.plan import lines, plan
+from merkit_training.recipe import load_recipe
+
+
+def test_the_papers_encoders_are_planned_from_shapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = tmp_path / "plan.json"
+    recipe = REPOSITORY / "training" / "recipes" / "paper.toml"
+    assert main(["plan", str(recipe), "--json", str(machine)]) == 0
+    found = json.loads(machine.read_text())
+    text, face = found["text_encoder"], found["face_encoder"]
+    assert text["parameters"] == 13_264_901_120
+    assert text["bytes"]["fp32"] == 4 * text["parameters"] == 2 * text["bytes"]["fp16"]
+    assert text["files"] == ["model.onnx", "model.onnx.data"]
+    assert text["bytes"]["fp32"] < text["memory"] < 1.1 * text["bytes"]["fp32"]
+    assert face["files"] == ["model.onnx"]
+    told = capsys.readouterr().out
+    assert "one module is in memory at a time" in told
+    assert "face_encoder_large, text_encoder, joint_encoder" in told
+
+
+def test_graphs_are_traced_without_weights() -> None:
+    (step,) = [s for s in plan(SMALLEST, trace=True) if s.step == "audio_encoder"]
+    assert step.nodes is not None
+    assert step.nodes > 100
+    assert step.graph_bytes is not None
+    assert step.graph_bytes > 10_000
+    assert any(str(step.nodes) in line for line in lines([step]))
+
+
+def test_a_layer_more_is_a_layer_more() -> None:
+    tiny = load_recipe(REPOSITORY / "training" / "recipes" / "tiny.toml")
+    deeper = replace(tiny, text_encoder=replace(tiny.text_encoder, layers=5))
+    before, after = (
+        next(s for s in plan(recipe) if s.step == "text_encoder") for recipe in (tiny, deeper)
+    )
+    assert after.parameters > before.parameters
+    assert after.operations > before.operations
