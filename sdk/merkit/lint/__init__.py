@@ -46,9 +46,9 @@ CHECKS: tuple[Check, ...] = (
     batching.check,
     sequences.check,
     warmup.check,
-    ensembles.check,
     graphs.check,
     plans.check,
+    ensembles.check,  # after its models: a fault of theirs shows in each ensemble over them
     bundles.check,
     environment.check,
 )
