@@ -45,9 +45,9 @@ class CifPredictor(nn.Module):
         """
         weights = self.weights(heard, valid)
         counts = (weights.sum(1) + self.tail).floor().long()
-        most = counts.max().clamp(min=1).item()
-        torch._check(most >= 1)  # most is only known when it runs: it becomes a dynamic size
-        return integrate(heard * valid, weights, int(most)), counts
+        most = counts.max().clamp(min=1).item()  # in a graph, a size known only when it runs
+        torch._check(most >= 1)
+        return integrate(heard * valid, weights, most), counts  # type: ignore[arg-type]
 
     def aligned(self, heard: Tensor, valid: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """For training: the tokens when as many were said as `counts` (int64 [b]) says.
