@@ -8,6 +8,7 @@ equal bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -308,6 +309,8 @@ def _remove_stale(out: Path, files: Iterable[str], keep_models: bool) -> None:
             for sample in folder.glob(f"{SAMPLES}/*"):
                 if sample.relative_to(out).as_posix() not in made:
                     sample.unlink()
+            with contextlib.suppress(OSError):  # samples are left in it, or there is none
+                (folder / SAMPLES).rmdir()
         elif not keep_models and _only_rendered(folder):
             shutil.rmtree(folder)
 

@@ -169,9 +169,10 @@ def _walked(bundle: Bundle, given: Arrays) -> Arrays:
     from merkit.steps import REGISTRY
 
     contract, values = bundle.contract, dict(given)
+    read = {name for step in contract.steps for name in step.inputs}
     stood_for: set[str] = set()
     for step in contract.steps:
-        if all(name in values for name in step.outputs) or step.name == "decode":
+        if read.intersection(step.outputs) <= values.keys():
             continue
         if step.needs or set(step.inputs) & stood_for:
             stood_for |= set(step.outputs)
