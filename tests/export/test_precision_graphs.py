@@ -256,3 +256,14 @@ def test_large_weights_lie_beside_the_graph(tmp_path: Path) -> None:
     assert np.array_equal(session.run(["y"], {"x": x})[0], run(encoder(), x))
     storage.save(model, tmp_path / "model.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_graph_too_large_for_one_file_is_folded_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merkit_export.precision.fold.EXTERNAL_FROM", 0)
+    storage.save(encoder(), tmp_path / "exported.onnx", limit=1000)
+    model = fold(tmp_path / "exported.onnx", tmp_path / "folded" / "folded.onnx")
+    assert (tmp_path / "folded" / "folded.onnx.data").stat().st_size > 80_000
+    x = clips()[0]["x"]
+    assert np.abs(run(model, x) - run(encoder(), x)).max() < 1e-5

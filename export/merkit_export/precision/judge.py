@@ -103,10 +103,10 @@ class Judge:
                 found.append({name: values[name] for name in step.inputs})
         return found
 
-    def encode(self, step: StepSpec, session: Session, kept: Path) -> NDArray[np.float32]:
+    def encode(self, step: StepSpec, session: Session | None, kept: Path) -> NDArray[np.float32]:
         """A candidate's features of every clip [clips, width], zeros where its modalities are
-        absent; read from `kept` where they lie there."""
-        if kept.exists():
+        absent; read from `kept` where they lie there, and then without a session."""
+        if session is None or kept.exists():
             return np.asarray(np.load(kept, allow_pickle=False))
         output = step.outputs[0]
         width = self.contract.tensors[output].shape[1]

@@ -256,8 +256,9 @@ class Search:
         self, step: StepSpec, precision: str, session: Session | None = None
     ) -> NDArray[np.float32]:
         kept = self.maker.folder / "features" / f"{self._key(step.name, precision)}.npy"
-        opened = session or self.judge.session(step, self.maker.path(step.name, precision))
-        self.features[step.name, precision] = self.judge.encode(step, opened, kept)
+        if session is None and not kept.exists():
+            session = self.judge.session(step, self.maker.path(step.name, precision))
+        self.features[step.name, precision] = self.judge.encode(step, session, kept)
         return self.features[step.name, precision]
 
     def _key(self, step: str, precision: str) -> str:

@@ -116,16 +116,20 @@ class Maker:
             style = qdq.Style(
                 style.unsigned, style.convolution_outputs, self.calibration.weight_bits
             )
+            names = qdq.activations(model, style)
+            if not names:
+                return None
             found = ranges.measure(
                 model,
                 folder / "watched.onnx",
                 step,
-                qdq.activations(model, style),
+                names,
                 self.feeds(step),
                 self.calibration.method,
                 self.threads,
             )
-            return model if qdq.quantise(model, found, style) else None
+            qdq.quantise(model, found, style)
+            return model
         if precision.name == "int8-dynamic":
             return model if blocks.dynamic_products(model) else None
         return model if blocks.block_weights(model, precision.bits) else None
