@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from merkit_training.encoders.vision.config import ContrastiveConfig, FaceEncoderConfig
     from merkit_training.encoders.vision.mae_config import MaeConfig
     from merkit_training.fusion.config import FusionConfig
+    from merkit_training.speech.recognition.config import RecognizerConfig
     from merkit_training.synth.config import SynthConfig
 
 TABLES = {
@@ -43,6 +44,7 @@ TABLES = {
     "text_encoder": "merkit_training.encoders.text.config:TextConfig",
     "tower_pretraining": "merkit_training.encoders.joint.config:TowerPretrainingConfig",
     "joint_encoder": "merkit_training.encoders.joint.config:JointConfig",
+    "recognizer": "merkit_training.speech.recognition.config:RecognizerConfig",
     "fusion": "merkit_training.fusion.config:FusionConfig",
 }
 """Where each table's dataclass lives, as `module:class`."""
@@ -76,6 +78,7 @@ class Recipe:
     text_encoder: TextConfig
     tower_pretraining: TowerPretrainingConfig
     joint_encoder: JointConfig
+    recognizer: RecognizerConfig
     fusion: FusionConfig
 
     def to_json(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ STAGES = {
     "audio_encoder": "merkit_training.encoders.audio.train:train",
     "tower_pretraining": "merkit_training.encoders.joint.pretrain:train",
     "joint_encoder": "merkit_training.encoders.joint.train:train",
+    "recognizer": "merkit_training.speech.recognition.train:train",
     "features": "merkit_training.fusion.features:extract",
     "fusion": "merkit_training.fusion.stage:train",
 }
@@ -53,9 +54,15 @@ def builds_on(recipe: Recipe, stage: str) -> tuple[str, ...]:
 
 
 def is_asked(recipe: Recipe, stage: str) -> bool:
-    """Whether the recipe wants the stage: pre-training of no epochs is left out."""
+    """Whether the recipe wants the stage: pre-training of no epochs is left out, and so is what a
+    table says of itself by `asked`."""
     table = getattr(recipe, stage, None)
-    return not stage.endswith("_pretraining") or getattr(table, "epochs", 0) > 0
+    asked: bool | None = getattr(table, "asked", None)
+    return (
+        asked
+        if asked is not None
+        else not stage.endswith("_pretraining") or getattr(table, "epochs", 0) > 0
+    )
 
 
 def is_shared(stage: str) -> bool:

@@ -43,7 +43,7 @@ class RecognizerConfig:
     ctc: bool = True  # a CTC head on the encoder: it teaches, and offers decoding of its own
     end_counts: bool = True  # the end mark is a token to predict [predictor_bias]
     word_pieces: Natural = 300  # pieces of English words, learnt from the corpus; letters apart
-    epochs: Natural = 0  # over the utterances; 0: the recipe has no recogniser
+    epochs: Natural = 0  # over the utterances; 0 without a checkpoint: no recogniser
     lr: Amount = 2e-3
     batch_size: Count = 32  # utterances, of like length
     dropout: Share = 0.1
@@ -54,8 +54,6 @@ class RecognizerConfig:
     label_smoothing: Share = 0.1  # [lsm_weight]
     hide_mels: Natural = 12  # widest band hidden in training [freq_mask_width_range]
     hide_inputs: Natural = 4  # longest stretch hidden in training [time_mask_width_range]
-    # "" is clean speech; "noise" what [noise] says of ambience, voices and rooms (seed 2.4.1)
-    augment: str = ""
     bf16: bool = False
     threads: Count = 2
 
@@ -75,6 +73,11 @@ class RecognizerConfig:
                 raise ValueError(f"{name} ({getattr(self, name)}) is beyond its kernel")
         if self.ctc_weight > 0 and not self.ctc:
             raise ValueError("ctc_weight is set and there is no ctc head")
+
+    @property
+    def asked(self) -> bool:
+        """Whether the recipe wants a recogniser: it trains one, or takes a checkpoint as it is."""
+        return self.epochs > 0 or bool(self.checkpoint)
 
     def sized(self, sizes: dict[str, Any]) -> RecognizerConfig:
         """The same schedule with other sizes; without a CTC head there, CTC teaches nothing."""
