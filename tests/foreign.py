@@ -29,7 +29,7 @@ def _info(name: str, element: int, *shape: Any) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, element, list(shape))
 
 
-def write_hearing(folder: Path, layers: int = 0, **facts: Any) -> Path:
+def write_hearing(folder: Path, layers: int = 0, width: int = WIDTH, **facts: Any) -> Path:
     """A convolution and a norm over time, as base-style HuBERT has: padding would change it."""
     rng = np.random.default_rng(1)
     nodes = [
@@ -41,16 +41,16 @@ def write_hearing(folder: Path, layers: int = 0, **facts: Any) -> Path:
     ]
     weights = {
         "one": np.array([1]),
-        "kernel": rng.normal(size=(WIDTH, 1, 400)).astype(np.float32) / 20,
-        "scale": np.ones(WIDTH, np.float32),
-        "bias": rng.normal(size=WIDTH).astype(np.float32),
+        "kernel": rng.normal(size=(width, 1, 400)).astype(np.float32) / 20,
+        "scale": np.ones(width, np.float32),
+        "bias": rng.normal(size=width).astype(np.float32),
     }
     names = ["last_hidden_state", *(f"hidden_states.{i}" for i in range(layers))]
     for i, name in enumerate(names[1:]):
         weights[f"by{i}"] = np.array([1 + i], np.float32)
         nodes.append(helper.make_node("Mul", ["last_hidden_state", f"by{i}"], [name]))
     inputs = [_info("input_values", TensorProto.FLOAT, "batch", "samples")]
-    outputs = [_info(name, TensorProto.FLOAT, "batch", "time", WIDTH) for name in names]
+    outputs = [_info(name, TensorProto.FLOAT, "batch", "time", width) for name in names]
     _save(folder, nodes, inputs, outputs, weights)
     table = {"model_type": "hubert", "feat_extract_norm": "group", "conv_kernel": [400]}
     _write(folder / "config.json", table | {"conv_stride": [HOP]} | facts)

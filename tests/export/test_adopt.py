@@ -12,14 +12,21 @@ import pytest
 import torch
 from foreign import WIDTH, write_hearing, write_reading, write_seeing
 from onnx import TensorProto
+from random_run import SMALLEST
 
+import merkit
+from merkit.bundle import Bundle, onnx_steps
 from merkit.contract import Preprocessing
 from merkit.errors import BundleCorruptError, InvalidInputError, MerkitError
+from merkit_export import build as building
+from merkit_export import shards
 from merkit_export.adopt.check import check
 from merkit_export.adopt.place import adopt, measured
 from merkit_export.adopt.read import Adoptable, read_folder
 from merkit_export.cli import main
+from merkit_export.origin import Origin
 from merkit_training.encoders.adopted import AdoptedEncoder
+from merkit_training.fusion.features import Decoded, Encoder
 from merkit_training.steps import load_step
 
 P = Preprocessing()
@@ -166,6 +173,51 @@ def test_the_new_run_holds_the_encoder_and_neither_features_nor_fusion(
     assert sorted(path.relative_to(random_run) for path in random_run.rglob("*")) == before
     assert main([*command, "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+@pytest.fixture
+def adopted_run(random_run: Path, tmp_path: Path) -> Path:
+    """The run with a foreign audio encoder of the same width; its fusion is as random as before."""
+    width = SMALLEST.audio_encoder.hidden
+    folder, out = write_hearing(tmp_path / "hubert", width=width), tmp_path / "adopted"
+    adopt(folder, "audio_encoder", random_run, out, say=lambda _: None)
+    shutil.copytree(random_run / "fusion", out / "fusion")
+    return out
+
+
+def test_fusion_is_trained_on_the_adopted_features(adopted_run: Path) -> None:
+    encode = Encoder(adopted_run, P, ("a",))
+    wave = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    faces = np.zeros((0, 64, 64, 3), np.uint8)
+    clips = [Decoded(faces, wave[:8000]), Decoded(faces, wave), Decoded(faces, wave[:0])]
+    together = encode(clips, [""] * 3)["audio_features"]
+    alone = encode(clips[:1], [""])["audio_features"]
+    assert together.shape == (3, SMALLEST.audio_encoder.hidden)
+    torch.testing.assert_close(together[:1], alone)
+    assert not together[2].any()
+
+
+def test_a_bundle_with_an_adopted_encoder_passes_the_gate(
+    adopted_run: Path, exported: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(origin: Origin, folder: Path, _: object) -> dict[str, str]:
+        shutil.copytree(exported.root / "tokenize", folder / "tokenize")
+        for spec in onnx_steps(exported.contract):
+            shutil.copytree(exported.root / spec.name, folder / spec.name)
+        step = exported.contract.step("audio_encoder")
+        path = folder / "audio_encoder" / "1" / "model.onnx"
+        module = origin.modules["audio_encoder"]
+        made = shards.export(module, step, exported.contract, {}, path)
+        return {**exported.manifest["step_digests"], "audio_encoder": made.digest}
+
+    monkeypatch.setattr(building, "export_steps", export)  # the other steps are exported already
+    bundle = building.build(adopted_run, tmp_path / "bundle", say=lambda _: None)
+    assert bundle.bundle_id != exported.bundle_id
+    assert bundle.manifest["validation"]["releasable"] is True
+    batch = bundle.manifest["validation"]["parity"]["steps"]["audio_encoder"]["batch"]
+    assert batch < 1e-6  # although its norm is over time
+    with merkit.load(bundle.root) as client:
+        assert client.predict(text="so it is").label in bundle.contract.labels
 
 
 def test_a_failed_adoption_leaves_nothing(random_run: Path, tmp_path: Path) -> None:
