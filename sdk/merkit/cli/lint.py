@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merkit.cli.table import printable
 from merkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -81,6 +80,8 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _told(finding: Finding) -> Iterator[str]:
+    from merkit.cli.table import printable  # needs numpy, which --version must not wait for
+
     place = ": ".join(part for part in (finding.model, finding.field) if part) or "repository"
     yield printable(f"{finding.severity:<8} {place}: {finding.found} [{finding.rule}]")
     yield printable(f"{'':<8} {finding.action}")
