@@ -28,7 +28,7 @@ INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PACKAGES := sdk training export benchmarks
 LOCK := pyproject.toml constraints.txt
 
-.PHONY: demo test check bundle studies training-costs bench agreement lazy serve triton install clean
+.PHONY: demo test check bundle studies training-costs bench agreement lazy serve optimum triton install clean
 
 demo: .venv/.demo  ## predict the sample clip with the checked-in bundle; no torch
 	@mkdir -p out
@@ -87,12 +87,15 @@ lazy: .venv/.dev  ## what lazy voting saves on whole test splits, and at the pap
 serve: .venv/.dev .venv-triton/.ready  ## the checked-in bundle on Triton, loopback
 	$(BIN)/merkit serve $(BUNDLE)
 
+optimum: .venv/.dev .venv-optimum/.ready  ## adopt what Optimum exports, with Optimum itself
+	MERKIT_TESTS_NEED_OPTIMUM=1 $(BIN)/python -m pytest tests/export/test_optimum.py
+
 triton: .venv-triton/.ready  ## the server's environment alone
 
 install: .venv/.dev
 
 clean:  ## environments, builds and outputs; never data/ or runs/
-	rm -rf .venv .venv-triton dist out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-triton .venv-optimum dist out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -108,6 +111,12 @@ clean:  ## environments, builds and outputs; never data/ or runs/
 	@echo "installing what training, export and the tests need into .venv"
 	@$(call INSTALL,.venv) $(INDEX) -c constraints.txt -e '.[dev]'
 	@touch $@ .venv/.demo
+
+.venv-optimum/.ready: export/optimum-requirements.txt
+	@echo "installing Hugging Face Optimum into .venv-optimum"
+	@$(call MAKE_ENV,.venv-optimum)
+	@$(call INSTALL,.venv-optimum) $(INDEX) -r export/optimum-requirements.txt
+	@touch $@
 
 # The wheel's server wants numpy<2 and so an environment of its own.
 .venv-triton/.ready: triton_repo/requirements.txt
