@@ -1,0 +1,1 @@
+"""Noise that training and evaluation put behind speech, and learning from sound without text."""
