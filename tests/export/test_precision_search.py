@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,15 @@ import numpy as np
 import onnx
 import pytest
 
+import merkit
 from merkit.backends.embedded import EmbeddedBackend
-from merkit.bundle import Bundle
+from merkit.bundle import Bundle, open_bundle
 from merkit.errors import InvalidInputError
 from merkit.serving.batching import permitted
 from merkit.serving.deployment import Deployment
+from merkit_export import build as building
+from merkit_export.cli import main
+from merkit_export.graphs import step_digest
 from merkit_export.precision import admit, table
 from merkit_export.precision.choose import Plan, choose, entries
 from merkit_export.precision.judge import Judge, Verdict
@@ -54,8 +59,10 @@ def searched(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tupl
 def test_every_encoder_is_tried_and_nothing_else(searched: tuple[Any, Path]) -> None:
     found = searched[0].outcome
     assert [trial.step for trial in found.trials] == list(ENCODERS)
-    for trial in found.trials:
-        assert not trial.refused
+    assert found.trials[3].refused == "nothing in 'text_encoder' can be made int8-qdq"  # too small
+    tried = [trial for trial in found.trials if not trial.refused]
+    assert {trial.step for trial in tried} >= set(ENCODERS[:3])
+    for trial in tried:
         assert trial.bytes and trial.ms and trial.reference_ms
         assert trial.cosine > 0.9
         assert trial.neighbour <= admit.TOLERANCE
@@ -66,7 +73,7 @@ def test_what_is_chosen_answers_like_the_reference(
     exported: Bundle, searched: tuple[Any, Path]
 ) -> None:
     files = {t.step: next(searched[1].glob(f"{t.step}/int8-qdq-*/model.onnx"))
-             for t in searched[0].outcome.trials}  # fmt: skip
+             for t in searched[0].outcome.trials if not t.refused}  # fmt: skip
     backends = [EmbeddedBackend(variant(exported, f), ["cpu"], 1) for f in ({}, files)]
     clip = made_up_material(exported.contract, 5).read(0)
     before, after = (backend.infer(clip)["scores"] for backend in backends)
@@ -113,6 +120,7 @@ def test_the_manifest_says_which_and_why(exported: Bundle, searched: tuple[Any, 
     assert plain["budget"]["cosine"] == 0.9
     page = "\n".join(table.lines(found.outcome))
     assert page.count("| int8-qdq |") == len(ENCODERS)
+    assert "refused: nothing in 'text_encoder'" in page
     assert "labels mean nothing" in page
 
 
@@ -121,7 +129,7 @@ def test_dynamic_scales_are_refused_where_clips_share_a_batch(
 ) -> None:
     material = made_up_material(exported.contract, 1)
     judge = Judge(exported, material, 1, "cpu")
-    step = exported.contract.step("text_encoder")
+    step = exported.contract.step("face_encoder")
     maker = Maker(exported, target("edge"), Calibration(), lambda _: [], tmp_path, 1)
     path = maker.make(step, PRECISIONS["int8-dynamic"])
     session = judge.session(step, path)
@@ -240,3 +248,55 @@ def test_the_reference_is_never_a_candidate_file(exported: Bundle, tmp_path: Pat
     assert maker.path("fusion", "fp32") == exported.model_path("fusion")
     other = replace(maker, calibration=Calibration("minmax"))
     assert maker.path("fusion", "int8-qdq") != other.path("fusion", "int8-qdq")
+
+
+def test_a_build_for_a_target_takes_and_proves_them(
+    exported: Bundle, random_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(_: Any, folder: Path, __: Any) -> dict[str, str]:
+        for name in exported.manifest["content"]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(exported.root / name, folder / name)
+        return dict(exported.manifest["step_digests"])
+
+    monkeypatch.setattr(building, "export_steps", copy)
+    monkeypatch.setattr(Judge, "race", lambda *_: (2.0, 1.0))  # a busy machine decides nothing
+    chosen = plan(budget=Budget(cosine=0.9), table=tmp_path / "pages" / "trade.md")
+    said: list[str] = []
+    made = building.build(
+        random_run, tmp_path / "models", name="small", plan=chosen, say=said.append
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["models", "pages"]
+    found = open_bundle(made.root)
+    assert found.manifest["target"] == "cpu"
+    assert found.manifest["precision"]["face_encoder"]["precision"] == "int8-qdq"
+    assert found.manifest["precision"]["text_encoder"]["precision"] == "fp32"
+    assert found.manifest["validation"]["precision"]["chosen"]["face_encoder"] == "int8-qdq"
+    digests = found.manifest["step_digests"]
+    assert digests["face_encoder"] != exported.manifest["step_digests"]["face_encoder"]
+    assert digests["text_encoder"] == exported.manifest["step_digests"]["text_encoder"]
+    model = onnx.load(found.model_path("face_encoder"))
+    assert step_digest(model) == digests["face_encoder"]
+    assert "**taken**" in (tmp_path / "pages" / "trade.md").read_text()
+    assert any("face_encoder" in line and "taken" in line for line in said)
+    with merkit.load(made.root, threads=1) as client:
+        assert client.predict(text="Well!").label in exported.contract.labels
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "neither RUN nor --untrained"),
+        (["run", "--untrained", "r.toml"], "both RUN and --untrained"),
+        (["run", "--target", "cpu", "--budget-agreement", "2"], "--budget-agreement is 2"),
+        (["run", "--target", "cpu", "--calibration-clips", "0"], "--calibration-clips is 0"),
+        (["run", "--target", "cpu", "--precisions", "fp16"], "'fp16' is no precision"),
+    ],
+)
+def test_wrong_command_lines_are_one_line(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", *options, "--out", "models"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
