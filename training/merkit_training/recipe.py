@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from merkit_training.encoders.vision.config import ContrastiveConfig, FaceEncoderConfig
     from merkit_training.encoders.vision.mae_config import MaeConfig
     from merkit_training.fusion.config import FusionConfig
+    from merkit_training.speech.language_model.config import LanguageModelConfig
+    from merkit_training.speech.punctuation.config import PunctuatorConfig
     from merkit_training.speech.recognition.config import RecognizerConfig
     from merkit_training.synth.config import SynthConfig
 
@@ -45,6 +47,8 @@ TABLES = {
     "tower_pretraining": "merkit_training.encoders.joint.config:TowerPretrainingConfig",
     "joint_encoder": "merkit_training.encoders.joint.config:JointConfig",
     "recognizer": "merkit_training.speech.recognition.config:RecognizerConfig",
+    "language_model": "merkit_training.speech.language_model.config:LanguageModelConfig",
+    "punctuator": "merkit_training.speech.punctuation.config:PunctuatorConfig",
     "fusion": "merkit_training.fusion.config:FusionConfig",
 }
 """Where each table's dataclass lives, as `module:class`."""
@@ -79,6 +83,8 @@ class Recipe:
     tower_pretraining: TowerPretrainingConfig
     joint_encoder: JointConfig
     recognizer: RecognizerConfig
+    language_model: LanguageModelConfig
+    punctuator: PunctuatorConfig
     fusion: FusionConfig
 
     def to_json(self) -> dict[str, Any]:

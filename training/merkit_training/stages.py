@@ -24,6 +24,8 @@ STAGES = {
     "tower_pretraining": "merkit_training.encoders.joint.pretrain:train",
     "joint_encoder": "merkit_training.encoders.joint.train:train",
     "recognizer": "merkit_training.speech.recognition.train:train",
+    "language_model": "merkit_training.speech.language_model.stage:train",
+    "punctuator": "merkit_training.speech.punctuation.train:train",
     "features": "merkit_training.fusion.features:extract",
     "fusion": "merkit_training.fusion.stage:train",
 }
@@ -36,6 +38,7 @@ BUILDS_ON = {
     "text_encoder": ("tokenizer", "text_pretraining"),
     "audio_encoder": ("audio_pretraining",),
     "joint_encoder": ("tokenizer", "text_encoder", "tower_pretraining"),
+    "language_model": ("recognizer",),
     "features": (
         "tokenizer", "face_encoder", "face_encoder_large", "text_encoder", "audio_encoder",
         "joint_encoder",

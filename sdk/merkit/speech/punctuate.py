@@ -38,6 +38,11 @@ _PARTS = re.compile(rf"(\s+|{_WRITTEN.pattern}|{WIDE.pattern})")
 _PRONOUN = re.compile(r"i(?:'(?:m|ve|ll|d))?")
 
 
+def role_of(mark: str) -> str:
+    """The mark that another one stands for, such as "，" for ","; `_` for what is none."""
+    return _READ.get(mark, NOTHING)
+
+
 @dataclass(frozen=True)
 class Word:
     """A Chinese character, or the letters between spaces."""
@@ -108,7 +113,7 @@ class Punctuator:
                 f"{UNKNOWN} among its tokens and {NOTHING} among its marks",
                 "take both from the folder that the model came in",
             )
-        roles = tuple(_READ.get(mark, NOTHING) for mark in self.marks)
+        roles = tuple(role_of(mark) for mark in self.marks)
         object.__setattr__(self, "roles", roles)
 
     def __call__(self, text: str, *, again: bool = False) -> str:

@@ -1,0 +1,1 @@
+"""Punctuation by the CT-Transformer (seed 2.3)."""
