@@ -109,7 +109,7 @@ def _sides(found: tuple[object, object]) -> list[tuple[float, float]]:
 
 def _steps(steps: Sequence[StepParity]) -> str:
     heads = ("step", "precision", "inputs", "difference", "relative", "least cosine")
-    more = ("in a batch", "absent", "NaN", "of what it may")
+    more = ("in a batch", "absent", "NaN", "of what it may (log)")
     return _table((*heads, *more), [_step(step) for step in steps])
 
 

@@ -35,7 +35,7 @@ def test_verify_compares_steps_and_clips(
     command = ["verify", str(exported.root), "--run", str(random_run), "--clips", str(clips)]
     assert main([*command, "--report", str(page), "--json", str(machine)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 18  # 8 steps twice, made-up clips, real clips
     assert all(line.startswith("PASS") for line in lines)
     found = json.loads(machine.read_text())
     assert found["passed"]
