@@ -169,7 +169,7 @@ def test_verify_passes_on_a_sound_bundle_and_fails_on_a_changed_byte(
     status, out, _ = run("verify", toy_bundle.root)
     assert status == 0
     assert "FAIL" not in out
-    assert out.count("PASS") == 11  # content, configs, graphs, and eight mixes of modalities
+    assert out.count("PASS") == 12  # content, admission, configs, graphs, eight mixes
     copy = tmp_path / "copy"
     shutil.copytree(toy_bundle.root, copy)
     model = copy / "fusion" / "1" / "model.onnx"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from merkit.backends.embedded import EmbeddedBackend
 from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle
 from merkit.canary import Shadow, Split
+from merkit.cli import main
 from merkit.client import connect
 from merkit.errors import AccessDeniedError, InvalidInputError, ServerNotReadyError
 from merkit.serving import ServeOptions, Server
@@ -143,6 +145,27 @@ def test_one_goes_and_comes_back_while_the_other_answers(
     assert not [name for name in again if not name.startswith(("fusion", "merkit"))]
     first.close()
     second.close()
+
+
+def test_the_command_line_lists_loads_and_unloads(
+    both: Server,
+    pair: tuple[Bundle, Bundle],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    key, digits = tmp_path / "admin.key", pair[1].bundle_id[:8]
+    key.write_text(KEY + "\n")
+
+    def models(*arguments: str) -> tuple[int, str]:
+        status = main(["models", *arguments, "--url", both.grpc, "--admin-key-file", str(key)])
+        return status, capsys.readouterr().out
+
+    assert models("unload", digits) == (0, f"{digits}  0 of 11 entry points ready\n")
+    assert f"{digits}  0 of 11" in models("list")[1]
+    assert models("load", digits) == (0, f"{digits}  11 of 11 entry points ready\n")
+    assert models("load", "0" * 8)[0] == 1
+    key.write_text("another-admin-key-of-tests")
+    assert models("list") == (1, "")
 
 
 def test_a_priority_is_a_level(both: Server, pair: tuple[Bundle, Bundle]) -> None:
