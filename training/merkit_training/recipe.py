@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from merkit_training.encoders.vision.mae_config import MaeConfig
     from merkit_training.fusion.config import FusionConfig
     from merkit_training.speech.language_model.config import LanguageModelConfig
+    from merkit_training.speech.noise.config import NoiseConfig, SelfTrainingConfig
     from merkit_training.speech.punctuation.config import PunctuatorConfig
     from merkit_training.speech.recognition.config import RecognizerConfig
     from merkit_training.synth.config import SynthConfig
@@ -46,6 +47,8 @@ TABLES = {
     "text_encoder": "merkit_training.encoders.text.config:TextConfig",
     "tower_pretraining": "merkit_training.encoders.joint.config:TowerPretrainingConfig",
     "joint_encoder": "merkit_training.encoders.joint.config:JointConfig",
+    "noise": "merkit_training.speech.noise.config:NoiseConfig",
+    "self_training": "merkit_training.speech.noise.config:SelfTrainingConfig",
     "recognizer": "merkit_training.speech.recognition.config:RecognizerConfig",
     "language_model": "merkit_training.speech.language_model.config:LanguageModelConfig",
     "punctuator": "merkit_training.speech.punctuation.config:PunctuatorConfig",
@@ -82,6 +85,8 @@ class Recipe:
     text_encoder: TextConfig
     tower_pretraining: TowerPretrainingConfig
     joint_encoder: JointConfig
+    noise: NoiseConfig
+    self_training: SelfTrainingConfig
     recognizer: RecognizerConfig
     language_model: LanguageModelConfig
     punctuator: PunctuatorConfig
