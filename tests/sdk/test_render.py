@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,19 @@ def test_queues_are_limited_where_triton_bears_it(toy_bundle: Bundle, tmp_path: 
     one = {"audio_encoder": StepDeployment(queue=QueuePolicy(timeout_ms=5))}
     with pytest.raises(InvalidInputError, match="runs beside others"):
         render(toy_bundle, tmp_path / "out", Deployment(steps=one))
+
+
+@pytest.mark.parametrize("stated", ["fp32; stored small", {"precision": "fp32", "why": "least"}])
+def test_a_host_may_insist_on_a_precision(
+    toy_bundle: Bundle, tmp_path: Path, stated: object
+) -> None:
+    manifest = {**toy_bundle.manifest, "precision": {"fusion": stated}}
+    bundle = replace(toy_bundle, manifest=manifest)
+    render(bundle, tmp_path / "1", Deployment(steps={"fusion": StepDeployment(precision="fp32")}))
+    for step, precision in (("fusion", "fp16"), ("voting", "fp32")):
+        asked = Deployment(steps={step: StepDeployment(precision=precision)})
+        with pytest.raises(InvalidInputError, match=f"stores the step '{step}'"):
+            render(bundle, tmp_path / "2", asked)
 
 
 def plan(bundle: Bundle, step: str, capability: str) -> None:

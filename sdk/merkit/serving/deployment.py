@@ -61,7 +61,7 @@ class StepDeployment:
     warm_up: bool | None = None
     """Whether it runs on samples before it counts as ready."""
     precision: str | None = None
-    """Which of the bundle's precision variants of this step to serve; None: what it stores."""
+    """The precision that this host insists on; a bundle that stores another is not rendered."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def read_deployment(path: Path) -> Deployment:
         raise InvalidInputError(
             f"{path} cannot be read ({error})",
             "a TOML file of a host's choices",
-            "correct the path, or the line named; docs/serving.md shows such a file",
+            "correct the path, or the line named; docs/host.toml shows all",
         ) from None
     clips = values.get("warm_up_clips")
     if isinstance(clips, list) and all(isinstance(clip, str) for clip in clips):

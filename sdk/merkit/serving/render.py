@@ -235,6 +235,13 @@ def _check(bundle: Bundle, deployment: Deployment) -> None:
             f"any of {', '.join(steps)}",
             "correct the deployment",
         )
+    for name, own in deployment.steps.items():
+        if own.precision is not None and own.precision != (found := _precision(bundle, name)):
+            raise InvalidInputError(
+                f"{bundle.root} stores the step {name!r} in {found or 'no stated precision'}",
+                own.precision,
+                "export the bundle for this target, or drop the precision from the deployment",
+            )
     for name in sorted(deployment.steps) if not deployment.limit_parallel else ():
         queue = deployment.steps[name].queue
         limited = queue is not None and (queue.max_size or queue.timeout_ms)
@@ -244,6 +251,15 @@ def _check(bundle: Bundle, deployment: Deployment) -> None:
                 "no limit there: Triton 24.10 dies when such a queue turns a request away",
                 "limit a proxy instead, or set limit_parallel = true for a Triton that is mended",
             )
+
+
+def _precision(bundle: Bundle, step: str) -> str:
+    """What the manifest says a step is stored in: `fp32`, `int8-qdq`; "" where it says nothing."""
+    table = bundle.manifest.get("precision")
+    stated = table.get(step, "") if isinstance(table, Mapping) else ""
+    if isinstance(stated, Mapping):
+        return str(stated.get("precision", ""))
+    return str(stated).partition(";")[0]
 
 
 def _check_folder(bundle: Bundle, out: Path, versioned: bool) -> None:
