@@ -24,6 +24,7 @@ COMMANDS = (
     "keygen",
     "sign",
     "adopt",
+    "paraformer",
 )
 """Modules of this package, in the order of `--help`."""
 

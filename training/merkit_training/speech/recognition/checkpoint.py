@@ -163,13 +163,20 @@ def rename(name: str) -> str | None:
 def write_folder(
     path: Path, recognizer: Recognizer, config: RecognizerConfig, vocabulary: Vocabulary
 ) -> None:
-    """Writes a FunASR folder that funasr and `load_folder` read."""
+    """Writes a FunASR folder that funasr and `load_folder` read; the weights last."""
+    write_facts(path, recognizer, config, vocabulary)
+    write_weights(path, recognizer.model.state_dict())
+
+
+def write_facts(
+    path: Path, recognizer: Recognizer, config: RecognizerConfig, vocabulary: Vocabulary
+) -> None:
+    """Writes what lies beside a model's weights: config.yaml, tokens.json, am.mvn."""
     path.mkdir(parents=True, exist_ok=True)
     write_config(path, funasr_config(config))
     vocabulary.save(path / TOKENS)
     front = recognizer.frontend
     write_cmvn(path / CMVN, front.shift.cpu().numpy(), front.scale.cpu().numpy())
-    write_weights(path, recognizer.model.state_dict())
 
 
 def funasr_config(config: RecognizerConfig) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Sound to the recogniser's inputs, as one tensor graph that equals Kaldi's filterbank.
 
 Kaldi's front end is a loop over frames in C++, FunASR's a Python loop over utterances: neither can
-stand in an ONNX file, and a front end written again for each runtime drifts (sherpa-onnx's stacks
-frames differently from FunASR's). Removing the mean, pre-emphasis, window and Fourier transform are
+stand in an ONNX file, and a front end written again for each runtime drifts (sherpa-onnx stacked
+frames unlike FunASR for years). Removing the mean, pre-emphasis, window and Fourier transform are
 all linear, so here they are one matrix and the spectrum is one convolution.
 """
 

@@ -1,0 +1,1 @@
+"""Graphs of the chain that hears through noise (seed 2.4)."""
