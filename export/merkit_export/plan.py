@@ -86,7 +86,10 @@ def plan(recipe: Recipe, trace: bool = False) -> Iterator[StepPlan]:
     for name in ENCODERS:
         module = _module(recipe, name)
         found = _sizes(name, module, counts[name])
-        yield replace(found, **_traced(recipe, name, module)) if trace else found
+        if trace:
+            nodes, size = _traced(recipe, name, module)
+            found = replace(found, nodes=nodes, graph_bytes=size)
+        yield found
 
 
 def lines(steps: list[StepPlan]) -> Iterator[str]:
@@ -159,8 +162,8 @@ def _sizes(name: str, module: nn.Module, operations: int) -> StepPlan:
     )
 
 
-def _traced(recipe: Recipe, name: str, module: nn.Module) -> dict[str, int]:
-    """Size of the graph without weights, of tensors that hold nothing."""
+def _traced(recipe: Recipe, name: str, module: nn.Module) -> tuple[int, int]:
+    """Nodes and bytes of the graph, of tensors that hold nothing."""
     contract = standard_contract(MER6, dict.fromkeys(GROUPS, 1), recipe.preprocessing)
     step = contract.step(name)
     example = _example(contract, step)
@@ -171,7 +174,7 @@ def _traced(recipe: Recipe, name: str, module: nn.Module) -> dict[str, int]:
         path = Path(folder) / "bare.onnx"
         program.save(path, include_initializers=False)
         size = path.stat().st_size
-    return {"nodes": len(program.model.graph), "graph_bytes": size}
+    return len(program.model.graph), size
 
 
 def _example(contract: Contract, step: StepSpec) -> dict[str, NDArray[Any]]:
