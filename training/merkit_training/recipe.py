@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from merkit_training.speech.noise.config import NoiseConfig, SelfTrainingConfig
     from merkit_training.speech.punctuation.config import PunctuatorConfig
     from merkit_training.speech.recognition.config import RecognizerConfig
+    from merkit_training.speech.separation.config import SeparatorConfig
     from merkit_training.synth.config import SynthConfig
 
 TABLES = {
@@ -52,6 +53,7 @@ TABLES = {
     "recognizer": "merkit_training.speech.recognition.config:RecognizerConfig",
     "language_model": "merkit_training.speech.language_model.config:LanguageModelConfig",
     "punctuator": "merkit_training.speech.punctuation.config:PunctuatorConfig",
+    "separator": "merkit_training.speech.separation.config:SeparatorConfig",
     "fusion": "merkit_training.fusion.config:FusionConfig",
 }
 """Where each table's dataclass lives, as `module:class`."""
@@ -90,6 +92,7 @@ class Recipe:
     recognizer: RecognizerConfig
     language_model: LanguageModelConfig
     punctuator: PunctuatorConfig
+    separator: SeparatorConfig
     fusion: FusionConfig
 
     def to_json(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ STAGES = {
     "recognizer": "merkit_training.speech.recognition.train:train",
     "language_model": "merkit_training.speech.language_model.stage:train",
     "punctuator": "merkit_training.speech.punctuation.train:train",
+    "separator": "merkit_training.speech.separation.train:train",
     "features": "merkit_training.fusion.features:extract",
     "fusion": "merkit_training.fusion.stage:train",
 }

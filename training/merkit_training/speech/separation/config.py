@@ -32,7 +32,8 @@ class SeparatorConfig:
     memory: Count = 32  # channels of the recurrent (FSMN) block
     order: Count = 20  # frames that a memory reaches to each side, before dilation
     dropout: Share = 0.0  # published: 0.1
-    epochs: Natural = 0  # of `mixtures` each; 0: the recipe asks for no separator
+    # Of `mixtures` each. 0: a checkpoint is taken as published; without one there is no separator.
+    epochs: Natural = 0
     mixtures: Count = 2000  # made anew in each epoch
     val_mixtures: Count = 200  # of validation's voices and sentences, always the same
     seconds: Amount = 2.0  # of each mixture in training
@@ -44,6 +45,11 @@ class SeparatorConfig:
     weight_decay: Amount = 0.0
     bf16: bool = False
     threads: Count = 2  # of torch, while this stage trains
+
+    @property
+    def asked(self) -> bool:
+        """Whether a recipe with this table wants the stage."""
+        return self.epochs > 0 or bool(self.checkpoint)
 
     def __post_init__(self) -> None:
         if self.sources != 2:

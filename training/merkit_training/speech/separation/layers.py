@@ -55,7 +55,7 @@ class ScaleNorm(nn.Module):
         self.g = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * self.scale
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * self.scale
         return x / norm.clamp(min=1e-5) * self.g
 
 
@@ -105,7 +105,7 @@ class Depthwise(nn.Module):
         self.sequential = nn.Sequential(nn.Identity(), inner)
 
     def forward(self, x: Tensor, extent: Extent) -> Tensor:
-        near = self.sequential[1].conv((x * extent.mask).transpose(1, 2))  # type: ignore[operator,union-attr]
+        near: Tensor = self.sequential[1].conv((x * extent.mask).transpose(1, 2))  # type: ignore[operator]
         return x + near.transpose(1, 2)
 
 
@@ -155,7 +155,7 @@ class Rotary(nn.Module):
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns neighbouring pairs of the first channels of [b, frames, 4, width]."""
     turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
-    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = turned[..., 0::2], turned[..., 1::2]
     pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
     return torch.cat((pairs.flatten(-2), rest), dim=-1)
 
@@ -185,7 +185,7 @@ class Attention(nn.Module):
         near_key, far_key = near_key * extent.mask, far_key * extent.mask
 
         query, key, value = (
-            t.unflatten(1, (-1, self.group)) for t in (near_query, near_key, hidden)
+            t.reshape(len(t), -1, self.group, t.shape[2]) for t in (near_query, near_key, hidden)
         )
         weights = self.dropout(F.relu(query @ key.transpose(-1, -2) / self.group).square())
         near = (weights @ value).flatten(1, 2)
@@ -193,8 +193,8 @@ class Attention(nn.Module):
 
         v, u = hidden.chunk(2, dim=-1)
         seen_v, seen_u = (near + far).chunk(2, dim=-1)
-        gated = seen_u * v * torch.sigmoid(seen_v * u)
-        return x + self.to_out(gated, extent)
+        made: Tensor = self.to_out(seen_u * v * torch.sigmoid(seen_v * u), extent)
+        return x + made
 
 
 class DilatedMemory(nn.Module):

@@ -110,4 +110,3 @@ def _placed(wave: Wave, size: int, rng: np.random.Generator) -> Wave:
         return wave[start : start + size]
     start = int(rng.integers(size - len(wave) + 1))
     return np.pad(wave, (start, size - len(wave) - start))
-

@@ -46,7 +46,7 @@ class Blocks(nn.Module):
         )
 
     def forward(self, x: Tensor, extent: Extent) -> Tensor:
-        turn = self.layers[0].rotary_pos_emb(x.shape[1])  # type: ignore[operator,union-attr]
+        turn = self.layers[0].rotary_pos_emb(x.shape[1])  # type: ignore[operator]
         for attention, recurrence in zip(self.layers, self.fsmn, strict=True):
             x = recurrence(attention(x, extent, turn), extent)
         return x
@@ -95,7 +95,7 @@ class MaskNet(nn.Module):
         intra = self.mdl.intra_mdl
         seen = intra.norm(intra.mossformerM(x, extent))  # type: ignore[operator,union-attr]
         x = self.prelu(self.mdl.intra_norm(seen, extent) + x)  # type: ignore[operator]
-        each = self.conv1d_out(x).unflatten(-1, (self.sources, -1))
+        each = self.conv1d_out(x).reshape(*x.shape[:2], self.sources, -1)
         return F.relu(self.conv1_decoder(self.output(each) * self.output_gate(each)))
 
 
@@ -123,7 +123,7 @@ class MossFormer2(nn.Module):
         shown = whole[:, :, None] * self.mask_net(whole, extent) * extent.mask[..., None]
         rows = shown.permute(0, 2, 3, 1).flatten(0, 1)  # [b * sources, channels, frames]
         made = F.pad(self.dec(rows)[:, 0], (0, self.stride))[:, :samples]
-        return made.unflatten(0, (-1, self.mask_net.sources))
+        return made.reshape(len(waveform), self.mask_net.sources, -1)
 
 
 class Separator(nn.Module):
@@ -148,14 +148,15 @@ class Separator(nn.Module):
         real = torch.arange(samples, device=waveform.device) < length
         heard = torch.where(real, waveform, torch.zeros_like(waveform))
         if not self.halves:
-            return self.model(heard, length) * real[:, None]
+            made: Tensor = self.model(heard, length)
+            return made * real[:, None]
         # one zero more, so that there is something to filter in no sound at all
         padded = F.pad(heard, (0, 1))[:, None]
         low = F.conv1d(padded, self.taps, stride=2, padding=HALF_TAPS)[:, 0]
         made = self.model(low, (length + 1) // 2)
         rows = made.flatten(0, 1)[:, None]
         high = F.conv_transpose1d(rows, 2 * self.taps, stride=2, padding=HALF_TAPS)
-        return high[:, 0, :samples].unflatten(0, (-1, made.shape[1])) * real[:, None]
+        return high[:, 0, :samples].reshape(len(made), made.shape[1], -1) * real[:, None]
 
 
 def half_band() -> Tensor:

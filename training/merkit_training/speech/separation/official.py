@@ -85,4 +85,3 @@ def sizes_of(checkpoint: Checkpoint, config: SeparatorConfig) -> SeparatorConfig
             "the parameter names of ClearerVoice-Studio's MossFormer2_SS",
             "check the recipe's `checkpoint`",
         ) from None
-

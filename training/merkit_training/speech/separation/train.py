@@ -18,12 +18,13 @@ from merkit_training.fit import FitConfig, clear_checkpoints, fit, step_rng
 from merkit_training.recipe import Recipe
 from merkit_training.runs import save_step, stage_seed
 from merkit_training.speech.noise.augment import Augment
-from merkit_training.speech.noise.config import NoiseConfig
 from merkit_training.speech.separation.config import SeparatorConfig
 from merkit_training.speech.separation.mixtures import Mixer, Mixture, batch
 from merkit_training.speech.separation.model import RATE, STEP, Separator
 from merkit_training.speech.separation.objective import improvement, in_best_order
 from merkit_training.speech.separation.official import from_checkpoint
+
+CLIP = 5.0  # of the gradient, as published
 
 
 def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
@@ -37,7 +38,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     torch.set_num_threads(min(recipe.separator.threads, torch.get_num_threads()))
     torch.manual_seed(seed)
     config, separator = from_recipe(recipe)
-    noise = Augment(NoiseConfig()).ambient
+    noise = Augment(recipe.noise).ambient
     data, val = (Mixer.read(corpus, split, config, noise) for split in ("train", "val"))
     kept = [val.draw(np.random.default_rng([seed, i])) for i in range(config.val_mixtures)]
     samples = round(config.seconds * RATE)
@@ -49,24 +50,20 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         made = separator(waveform.to(_place(separator)), length)
         return -in_best_order(made, sources, mask)[0].mean()
 
-    schedule = FitConfig(
-        config.epochs,
-        config.batch_size,
-        config.lr,
-        weight_decay=config.weight_decay,
-        clip=5.0,
-        seed=seed,
-        bf16=config.bf16,
-    )
-    scores = fit(
-        separator,
-        loss,
-        config.mixtures,
-        schedule,
-        run / STEP,
-        name="separation",
-        evaluate=lambda _: measure(separator, kept, config.batch_size),
-    )
+    def evaluate(_: nn.Module) -> dict[str, float]:
+        return measure(separator, kept, config.batch_size)
+
+    if config.epochs:
+        schedule = FitConfig(
+            config.epochs, config.batch_size, config.lr, weight_decay=config.weight_decay,
+            clip=CLIP, seed=seed, bf16=config.bf16,
+        )  # fmt: skip
+        scores = fit(
+            separator, loss, config.mixtures, schedule, run / STEP, name="separation",
+            evaluate=evaluate,
+        )  # fmt: skip
+    else:
+        scores = evaluate(separator.eval())
     card = {"scores": scores, "data": "mixtures of utterances", "checkpoint": config.checkpoint}
     save_step(run, STEP, asdict(config), separator.state_dict(), card)
     clear_checkpoints(run / STEP)
