@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from merkit.contract import Preprocessing
-from merkit_training.data.config import DataConfig
-from merkit_training.encoders.audio.config import AudioConfig, AudioPretrainingConfig
-from merkit_training.encoders.joint.config import JointConfig, TowerPretrainingConfig
-from merkit_training.encoders.text.config import TextConfig, TextPretrainingConfig
-from merkit_training.encoders.vision.config import ContrastiveConfig, FaceEncoderConfig
-from merkit_training.encoders.vision.mae_config import MaeConfig
+from merkit_training.encoders.audio.config import AudioConfig
+from merkit_training.encoders.joint.config import JointConfig
+from merkit_training.encoders.text.config import TextConfig
+from merkit_training.encoders.vision.config import FaceEncoderConfig
 from merkit_training.fusion.config import BranchConfig, FusionConfig
 from merkit_training.labels import MER6 as LABELS
-from merkit_training.recipe import Recipe, RunConfig
-from merkit_training.synth.config import SynthConfig
+from merkit_training.recipe import RunConfig, recipe_from
 from merkit_training.untrained import write_untrained_run
 
-SMALLEST = Recipe(
+SMALLEST = replace(
+    recipe_from({}),  # stages that it does not name keep their defaults
     run=RunConfig("random"),
-    preprocessing=Preprocessing(),
-    synth=SynthConfig(),
-    data=DataConfig(),
-    face_pretraining=MaeConfig(),
     face_encoder=FaceEncoderConfig(hidden=32, layers=1, heads=2, patch=16),
-    face_large_pretraining=ContrastiveConfig(),
     face_encoder_large=FaceEncoderConfig(
         architecture="internvit", hidden=40, layers=1, heads=2, patch=16
     ),
-    audio_pretraining=AudioPretrainingConfig(),
     audio_encoder=AudioConfig(
         conv_channels=(8,) * 3, hidden=24, layers=1, heads=2, intermediate=32
     ),
-    text_pretraining=TextPretrainingConfig(),
     text_encoder=TextConfig(vocabulary=300, hidden=16, layers=1, heads=2, intermediate=32),
-    tower_pretraining=TowerPretrainingConfig(),
     joint_encoder=JointConfig(hidden=16, layers=1, heads=2, intermediate=32),
     fusion=FusionConfig(branch=BranchConfig(hidden=16)),
 )
