@@ -27,6 +27,7 @@ COMMANDS = (
     "tune",
     "evaluate",
     "submit",
+    "ngrams",
     "selftrain",
 )
 """Modules of this package, in the order of `--help`."""

@@ -16,7 +16,7 @@ import torch
 from merkit.errors import InvalidInputError
 from merkit.speech.decode import Hypothesis, beam
 from merkit.speech.edits import character_error_rate, normalised
-from merkit.speech.ngram import Ngrams, read_arpa
+from merkit.speech.ngram import read_arpa
 from merkit.speech.rescore import Rescorer, Scales, tune
 from merkit.speech.vocabulary import SPECIAL, Vocabulary
 from merkit_training.corpus import read_sentences
