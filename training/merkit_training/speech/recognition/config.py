@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from merkit_training.settings import Amount, Count, Natural, Share, divides
 
@@ -54,6 +54,8 @@ class RecognizerConfig:
     label_smoothing: Share = 0.1  # [lsm_weight]
     hide_mels: Natural = 12  # widest band hidden in training [freq_mask_width_range]
     hide_inputs: Natural = 4  # longest stretch hidden in training [time_mask_width_range]
+    # "": training hears the corpus as it is; "noise": what [noise] says of ambience, voices, rooms
+    augment: Literal["", "noise"] = ""
     bf16: bool = False
     threads: Count = 2
 

@@ -1,7 +1,7 @@
 """The stage `recognizer`: Paraformer on a corpus' utterances, from random weights or a checkpoint.
 
 The score is the character error rate on speakers and sentences that training has not met. Noise
-(seed 2.4.1) comes from `merkit_training.speech.noise`; without it the stage learns clean speech.
+(seed 2.4.1) is put behind each batch anew where the table asks for it; validation is as it is.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from merkit_training.recipe import Recipe
 from merkit_training.runs import CONFIG, MODEL, load_step_files, save_step, stage_seed
 from merkit_training.settings import from_table
 from merkit_training.speech.funasr import TOKENS
+from merkit_training.speech.noise.augment import Augment
 from merkit_training.speech.recognition.checkpoint import load_folder
 from merkit_training.speech.recognition.config import RecognizerConfig
 from merkit_training.speech.recognition.data import Augmentation, SpokenTexts, corpus_vocabulary
@@ -54,7 +55,8 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         normalise(recognizer.frontend, data, seed)
     folder = run / STEP
     if config.epochs:
-        scores = learn(recognizer, config, data, val, vocabulary, seed, folder)
+        noise = augmentation(recipe, sounds)
+        scores = learn(recognizer, config, data, val, vocabulary, seed, folder, noise)
     else:
         scores = evaluate(recognizer.eval(), val, vocabulary, config.batch_size)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +93,14 @@ def learn(
 
     schedule = FitConfig(config.epochs, 1, config.lr, seed=seed, bf16=config.bf16)
     return fit(recognizer, loss, len(batches), schedule, folder, name=STEP, evaluate=scores)
+
+
+def augmentation(recipe: Recipe, sounds: Utterances) -> Augmentation | None:
+    """What the recipe puts behind training's speech; other utterances speak in the background."""
+    if not recipe.recognizer.augment:
+        return None
+
+    return Augment(recipe.noise, lambda rng: sounds.wave(int(rng.integers(len(sounds)))))
 
 
 def normalise(frontend: Frontend, data: SpokenTexts, seed: int) -> None:
