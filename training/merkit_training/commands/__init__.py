@@ -29,6 +29,7 @@ COMMANDS = (
     "submit",
     "ngrams",
     "selftrain",
+    "hear",
 )
 """Modules of this package, in the order of `--help`."""
 

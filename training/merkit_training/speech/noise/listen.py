@@ -31,14 +31,17 @@ class Heard:
 
 Listen = Callable[[Sequence[Wave]], list[Heard]]
 """Transcribes sounds, float32 [samples] at 16 kHz each."""
+Reorder = Callable[[Sequence[Hypothesis]], list[Hypothesis]]
+"""Hypotheses in a better order, such as `merkit.speech.rescore.Rescorer`."""
 
 
-def listener(run: Path, width: int = 5) -> Listen:
+def listener(run: Path, width: int = 5, reorder: Reorder | None = None) -> Listen:
     """The recogniser of a run.
 
     Args:
         run: its folder, with the finished stage `recognizer`.
         width: of the beam.
+        reorder: a language model's word on the beam; confidences stay the recogniser's.
 
     Raises:
         BundleError: the run has no such stage, or a damaged one.
@@ -47,7 +50,8 @@ def listener(run: Path, width: int = 5) -> Listen:
 
     recognizer, _, vocabulary = load(run)
 
-    def heard(found: list[Hypothesis]) -> Heard:
+    def heard(beamed: list[Hypothesis]) -> Heard:
+        found = reorder(beamed) if reorder else beamed
         best = found[0]
         texts = tuple((vocabulary.decode(h.ids), h.total) for h in found)
         return Heard(texts[0][0], best.confidence, len(best.ids), texts)

@@ -1,0 +1,1 @@
+"""How well the chain of recognition, separation and punctuation hears, measured against noise."""
