@@ -117,8 +117,9 @@ def _heard(
         waveform, lengths = data.waves(kept)
         logs, counts = recognizer(waveform, lengths[:, None])[:2]
         for place, row, n in zip(kept, logs.numpy(), counts.numpy(), strict=True):
-            marks = {"end": vocabulary.end, "silent": vocabulary.silent}
-            hypotheses = beam(row, int(n[0]), config.beam, **marks)
+            hypotheses = beam(
+                row, int(n[0]), config.beam, end=vocabulary.end, silent=vocabulary.silent
+            )
             found.append((data.texts[int(place)], hypotheses))
     return found
 
