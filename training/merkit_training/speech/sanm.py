@@ -85,10 +85,17 @@ def attend(
     float32 [b, t, 1] says which keys count. Where none does, the result is finite and means
     nothing."""
     scale = (query.shape[-1] // heads) ** -0.5
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    q, k, v = (_by_head(x, heads) for x in (query, key, value))
     scores = (q * scale) @ k.transpose(-2, -1)
     scores = scores.masked_fill(valid.transpose(1, 2)[:, None] < 0.5, MASKED)
-    return (dropout(scores.softmax(-1)) @ v).transpose(1, 2).flatten(-2)
+    heard: Tensor = dropout(scores.softmax(-1)) @ v
+    return heard.transpose(1, 2).flatten(-2)
+
+
+def _by_head(values: Tensor, heads: int) -> Tensor:
+    """[b, heads, n, width] of [b, n, hidden]."""
+    batch, count, hidden = values.shape
+    return values.reshape(batch, count, heads, hidden // heads).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

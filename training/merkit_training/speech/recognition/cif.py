@@ -2,9 +2,9 @@
 
 FunASR runs this as a loop over time or by picking fired frames with boolean indices; neither can
 be exported with dynamic shapes. But token k is the part of the sound in which the summed weights
-go from k to k + 1, so the share of each frame in each token is the overlap of two intervals, and
-integrating is one matrix product. It also cannot lose the last token to a rounding error, as the
-loop does when weights scaled to a target sum to 11.999999.
+go from k to k + 1. So a frame's share in it is how much of the token it completes, and integrating
+is one matrix product. It also cannot lose the last token to a rounding error, as the loop does
+when weights scaled to a target sum to 11.999999.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALLEST_SUM = 1e-6
+GRAIN = 1024
+"""Weights are summed as multiples of its inverse, which is exact, and what these leave: one sum in
+float32 would blur the two-hundredth token by 1e-4, and differently in each runtime."""
 
 
 class CifPredictor(nn.Module):
@@ -34,7 +37,8 @@ class CifPredictor(nn.Module):
         kept = (heard * valid).transpose(1, 2)
         near = self.cif_conv1d(F.pad(kept, (1, 1))).relu().transpose(1, 2)
         weights = (self.cif_output(near).sigmoid() * self.smooth - self.noise_floor).relu()
-        return (weights * valid).squeeze(-1)
+        kept_weights: Tensor = weights * valid
+        return kept_weights.squeeze(-1)
 
     def forward(self, heard: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """What was said, as far as it can be told from the sound alone.
@@ -46,7 +50,7 @@ class CifPredictor(nn.Module):
         weights = self.weights(heard, valid)
         counts = (weights.sum(1) + self.tail).floor().long()
         most = counts.max().clamp(min=1).item()  # in a graph, a size known only when it runs
-        torch._check(most >= 1)
+        torch._check(most >= 1)  # type: ignore[no-untyped-call]
         return integrate(heard * valid, weights, most), counts  # type: ignore[arg-type]
 
     def aligned(self, heard: Tensor, valid: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,8 +76,8 @@ def integrate(heard: Tensor, weights: Tensor, tokens: int) -> Tensor:
     Returns:
         float32 [b, tokens, d].
     """
-    after = weights.cumsum(1)[:, None]  # [b, 1, t]
-    before = F.pad(after[..., :-1], (1, 0))
     first = torch.arange(tokens, device=heard.device, dtype=heard.dtype)[:, None]
-    share = (torch.minimum(after, first + 1) - torch.maximum(before, first)).clamp(min=0)
-    return share @ heard
+    coarse = (weights * GRAIN).round() / GRAIN
+    whole, rest = coarse.cumsum(1)[:, None], (weights - coarse).cumsum(1)[:, None]
+    after = ((whole - first) + rest).clamp(0, 1)  # how much of a token is complete: [b, n, t]
+    return (after - F.pad(after[..., :-1], (1, 0))) @ heard

@@ -115,7 +115,8 @@ def _mel_filters(mels: int) -> NDArray[np.float64]:
     width = edges[1] - edges[0]
     rise = (place - edges[:-2, None]) / width
     fall = (edges[2:, None] - place) / width
-    return np.maximum(np.minimum(rise, fall), 0)
+    filters: NDArray[np.float64] = np.maximum(np.minimum(rise, fall), 0)
+    return filters
 
 
 def _mel(frequency: float) -> float:

@@ -32,7 +32,8 @@ class CtcHead(nn.Module):
 
     def forward(self, heard: Tensor) -> Tensor:
         """Log-probabilities float32 [b, t, vocabulary]."""
-        return self.ctc_lo(heard).float().log_softmax(-1)
+        logs: Tensor = self.ctc_lo(heard).float().log_softmax(-1)
+        return logs
 
 
 class Paraformer(nn.Module):
