@@ -22,9 +22,10 @@ from merkit.backends.embedded import EmbeddedBackend
 from merkit.backends.lazy import step_costs
 from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle, open_bundle
-from merkit.client import Client, connect
+from merkit.client import Client
 from merkit.contract import MODALITIES
 from merkit.errors import MerkitError
+from merkit.opening import connect
 from merkit.serving import ServeOptions, Server
 from merkit.serving.deployment import DEFAULT, read_deployment
 from merkit.voting import NOBODY

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from merkit.backends.observed import CallCounters
     from merkit.backends.security import Security
     from merkit.backends.tracing import traceparent
-    from merkit.client import Client, connect, load
+    from merkit.client import Client
     from merkit.entry import Clip
     from merkit.errors import MerkitError
+    from merkit.opening import connect, load
     from merkit.results import Face, Prediction, Vote
 
 __version__ = "0.1.0"
@@ -41,8 +42,8 @@ __all__ = [
 _HOMES = {
     "Client": "merkit.client",
     "Clip": "merkit.entry",
-    "connect": "merkit.client",
-    "load": "merkit.client",
+    "connect": "merkit.opening",
+    "load": "merkit.opening",
     "Face": "merkit.results",
     "Prediction": "merkit.results",
     "Vote": "merkit.results",

@@ -18,8 +18,9 @@ from conftest import REPOSITORY
 
 from merkit import __version__
 from merkit.bundle import Bundle
-from merkit.client import Client, connect
+from merkit.client import Client
 from merkit.errors import InvalidInputError, ServerNotReadyError, ServerUnavailableError
+from merkit.opening import connect
 from merkit.serving import container
 from merkit.serving.deployment import Deployment
 from merkit.serving.guard import ADMINISTRATION, ANSWERS, Protection, Tracing

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from merkit.client import connect
+from merkit.opening import connect
 from merkit.serving.server import Server
 
 FOLDER = REPOSITORY / "triton_repo" / "dashboards"

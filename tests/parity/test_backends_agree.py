@@ -15,8 +15,9 @@ from merkit.backends.base import strings
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle
-from merkit.client import Client, connect, load
+from merkit.client import Client
 from merkit.errors import MerkitError
+from merkit.opening import connect, load
 from merkit.pipeline import BYTES_IN, DETAIL, OUTCOME
 from merkit.serving import Server
 

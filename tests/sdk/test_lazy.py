@@ -11,8 +11,8 @@ import pytest
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.backends.lazy import PENDING, next_voter, pull_votes, settled, step_costs
 from merkit.bundle import Bundle, open_bundle
-from merkit.client import load
 from merkit.contract import StepSpec
+from merkit.opening import load
 from merkit.pipeline import GROUPS, standard_contract
 from merkit.voting import NOBODY, ranked_mode, winner_of
 

@@ -17,9 +17,9 @@ from merkit.backends.base import strings
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle, open_bundle
-from merkit.client import connect, load
 from merkit.contract import MODALITIES
 from merkit.errors import ClipUnreadableError, InvalidInputError, NoEvidenceError
+from merkit.opening import connect, load
 from merkit.pipeline import DETAIL, GROUPS, OUTCOME
 from merkit.serving import Server
 from merkit.serving.lazy_model import RefusedError, raised

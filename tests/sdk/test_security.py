@@ -15,7 +15,6 @@ from grpc_serving import serving
 
 from merkit.backends.security import Security, is_loopback, speaks_tls
 from merkit.backends.triton import TritonBackend
-from merkit.client import connect
 from merkit.errors import (
     AccessDeniedError,
     CertificateError,
@@ -25,6 +24,7 @@ from merkit.errors import (
     MerkitError,
     ServerUnavailableError,
 )
+from merkit.opening import connect
 
 
 @pytest.fixture(scope="module")

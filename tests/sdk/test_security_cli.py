@@ -55,7 +55,7 @@ def test_predict_sends_certificates_and_the_token_as_the_file_has_it_now(
         seen.update(options)
         raise StopError
 
-    monkeypatch.setattr("merkit.client.connect", connect)
+    monkeypatch.setattr("merkit.opening.connect", connect)
     token = tmp_path / "token"
     token.write_text("first\n")
     files = ["--ca", "ca.pem", "--cert", "c.pem", "--key", "k.pem", "--token-file", str(token)]

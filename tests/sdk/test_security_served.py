@@ -25,9 +25,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 import merkit
 from merkit.backends.security import Security
 from merkit.bundle import Bundle
-from merkit.client import connect
 from merkit.errors import AccessDeniedError, CertificateError, ClipLimitError, InvalidInputError
 from merkit.media.limits import Limits
+from merkit.opening import connect
 from merkit.serving.deployment import Deployment, read_deployment
 from merkit.serving.guard import Protection, Tracing
 from merkit.serving.server import ServeOptions, Server

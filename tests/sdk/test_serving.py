@@ -18,7 +18,6 @@ from toy import write_toy_bundle
 
 from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle, open_bundle, write_manifest
-from merkit.client import connect
 from merkit.errors import (
     BundleNotFoundError,
     ContractMismatchError,
@@ -28,6 +27,7 @@ from merkit.errors import (
     MerkitError,
     ServerUnavailableError,
 )
+from merkit.opening import connect
 from merkit.serving.scratch import ScratchFolder, remove_orphans
 from merkit.serving.server import ServeOptions, Server, free_ports, telling_lines
 from merkit.serving.tritonserver import INSTALL, Installation, find_installation

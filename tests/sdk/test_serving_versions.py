@@ -17,8 +17,8 @@ from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle
 from merkit.canary import Shadow, Split
 from merkit.cli import main
-from merkit.client import connect
 from merkit.errors import AccessDeniedError, InvalidInputError, ServerNotReadyError
+from merkit.opening import connect
 from merkit.serving import ServeOptions, Server
 from merkit.serving.control import ModelControl, loading_order
 from merkit.serving.guard import Protection

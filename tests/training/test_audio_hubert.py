@@ -118,7 +118,7 @@ def test_the_sum_of_the_layers_is_four_times_their_mean(tmp_path: Path) -> None:
     official(tmp_path, "large")
     values = sound(4000)
     mean, total = (encoder_of(tmp_path, pool_layers=how)[1] for how in ("mean", "sum"))
-    torch.testing.assert_close(total(values, ones(values)), 4 * mean(values, ones(values)))
+    torch.testing.assert_close(total(values, whole(values)), 4 * mean(values, whole(values)))
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -144,7 +144,7 @@ def test_the_dialects_of_the_files_give_one_encoder(style: str, tmp_path: Path) 
     (bare / "config.json").write_bytes((tmp_path / "head" / "config.json").read_bytes())
     _, found = encoder_of(bare)
     values = sound(4000)
-    assert torch.equal(found(values, ones(values)), expected(values, ones(values)))
+    assert torch.equal(found(values, whole(values)), expected(values, whole(values)))
 
 
 def test_the_published_sizes_have_the_published_numbers_of_weights() -> None:
@@ -237,8 +237,8 @@ def test_z_norm_is_indeed_the_same_to_the_base_style(tmp_path: Path) -> None:
     official(tmp_path, "base")
     _, encoder = encoder_of(tmp_path)
     values = sound(8000)
-    loud = encoder(0.5 + 3 * values, ones(values))
-    torch.testing.assert_close(loud, encoder(values, ones(values)), atol=1e-4, rtol=0)
+    loud = encoder(0.5 + 3 * values, whole(values))
+    torch.testing.assert_close(loud, encoder(values, whole(values)), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

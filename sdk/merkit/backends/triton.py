@@ -11,11 +11,9 @@ import asyncio
 import json
 import random
 import re
-import threading
 import time
-from collections.abc import Collection, Coroutine, Mapping
-from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,6 +23,7 @@ from merkit.backends.base import Tensors
 from merkit.backends.breaker import CircuitBreaker
 from merkit.backends.entries import ModelNames, choose, names_of, suffix_of
 from merkit.backends.grpc_errors import retried, translate
+from merkit.backends.loop import Loop
 from merkit.backends.security import Security, speaks_tls
 from merkit.backends.tracing import trace_headers
 from merkit.contract import Contract
@@ -43,7 +42,6 @@ from merkit.errors import (
 from merkit.pipeline import OUTCOME
 
 Array = NDArray[Any]
-T = TypeVar("T")
 
 ENTRY = re.compile("merkit(-[0-9a-f]{8})?")
 """The name under which a server offers a bundle."""
@@ -121,7 +119,7 @@ class TritonBackend:
         self.url, self.deadline, self._lazy = url, deadline, lazy
         self._grpc = _grpc_client()
         self._breaker = breaker or CircuitBreaker()
-        self._loop = _Loop()
+        self._loop = Loop()
         self._client: Any = None
         try:
             self._credentials = self._security.credentials() if self._encrypted else None
@@ -339,56 +337,6 @@ class TritonBackend:
                 "render the server's repository again with this version of merkit",
             )
         return outputs
-
-
-class _Loop:
-    """An event loop in a thread of its own, for callers that have none."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="merkit-triton", daemon=True
-        )
-        self._lock = threading.Lock()
-        self._closed = False
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Waits for `work`; cancels it when the wait is broken off, by Ctrl-C say."""
-        with self._lock:
-            if self._closed:
-                work.close()
-                raise InferenceError("the client is closed", "an open client", "connect again")
-            future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except CancelledError:
-            raise InferenceError(
-                "the client was closed during the call", "an open client", "connect again"
-            ) from None
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self, client: Any) -> None:
-        """Ends open calls, the client and the thread."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        asyncio.run_coroutine_threadsafe(self._end(client), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    @staticmethod
-    async def _end(client: Any) -> None:
-        others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        if client is not None:
-            await client.close()
 
 
 def _compute_milliseconds(spent: Any) -> float:

@@ -99,7 +99,7 @@ def calibrate(
         raise InvalidInputError(f"{target} exists", "a new folder", "choose another name")
     if coverage is not None and not 0 < coverage <= 1:
         raise InvalidInputError(f"coverage is {coverage}", "more than 0, at most 1")
-    from merkit.client import load
+    from merkit.opening import load
 
     opened = open_bundle(bundle)
     model = opened.model_path("fusion").read_bytes()

@@ -176,7 +176,7 @@ def _clips(args: argparse.Namespace) -> Iterator[Clip]:
 
 
 def _client(args: argparse.Namespace) -> Client:
-    from merkit.client import connect, load
+    from merkit.opening import connect, load
 
     detector = None
     if args.yunet is not None:

@@ -2,7 +2,7 @@
 
 Started by hand, Triton needs a repository that suits its backends, a Python path for its stubs,
 free ports and somebody who waits; killed carelessly, it leaves stub processes and shared memory.
-`Server` does both ends; `serve` is the command around it.
+`Server` does both ends.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import FrameType, TracebackType
+from types import TracebackType
 
 from merkit.admission import admit
-from merkit.backends.entries import DIGITS
-from merkit.backends.security import is_loopback
 from merkit.bundle import Bundle, open_bundle
 from merkit.errors import InferenceError, InvalidInputError, MerkitError, ServerUnavailableError
 from merkit.lint import Options, refuse_errors, server_arguments
@@ -271,7 +269,7 @@ class Server:
                 raise self._death()
             if waited > self.options.start_seconds:
                 raise ServerUnavailableError(
-                    f"Triton was not ready after {waited:.0f} s; its log ends:\n{self._tail()}",
+                    f"Triton was not ready after {waited:.0f} s; its log ends:\n{self.tail()}",
                     f"ready within {self.options.start_seconds:.0f} s",
                     "allow more time, or read the log above",
                 )
@@ -297,7 +295,8 @@ class Server:
             "read the lines above; merkit verify checks the bundle itself",
         )
 
-    def _tail(self) -> str:
+    def tail(self) -> str:
+        """The lines of the log that say why."""
         return telling_lines(self.log.read_text("utf-8", "replace"))
 
 
@@ -307,65 +306,6 @@ def telling_lines(log: str, most: int = 12) -> str:
     lines = log.splitlines()
     errors = [line for line in lines if line[:2] in ("E0", "E1") or line.startswith("error:")]
     return "\n".join(line[:400] for line in (reasons or errors or lines)[-most:])
-
-
-def serve(
-    bundle: Served | Sequence[Served],
-    options: ServeOptions = ServeOptions(),
-    say: Callable[[str], None] = print,
-) -> int:
-    """`merkit serve`: runs a server until Ctrl-C or SIGTERM; returns the exit status.
-
-    Raises what `Server` raises, and InferenceError when the server dies by itself.
-    """
-    with _signals_as_interrupt():
-        try:
-            with Server(bundle, options, progress=say) as server:
-                for served in server.bundles:
-                    identity = f"bundle {served.bundle_id[:DIGITS]}, contract"
-                    say(f"serving {served.root} ({identity} {served.contract.contract_id})")
-                say(f"  grpc     {server.grpc}")
-                say(f"  http     {server.http}")
-                say(f"  metrics  {server.metrics}")
-                say(f"  log      {server.log}")
-                if not (is_loopback(options.host) or options.protection.certificate):
-                    say("without TLS, whoever is on the way can read what clients send")
-                say("press Ctrl-C to stop")
-                status = server.wait()
-                raise InferenceError(
-                    f"Triton ended by itself with status {status}:\n{server._tail()}",
-                    "a server that runs until it is stopped",
-                    "read the lines above and start it again",
-                )
-        except KeyboardInterrupt:
-            say("stopped")
-            return 0
-
-
-@contextlib.contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP is a KeyboardInterrupt; later ones wait for the end.
-
-    In another than the main thread, signals stay as they are.
-    """
-    told = False
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        nonlocal told
-        if not told:
-            told = True
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in stopping}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def free_ports(host: str, wanted: Sequence[int]) -> list[int]:
