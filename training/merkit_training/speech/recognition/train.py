@@ -123,7 +123,7 @@ def normalise(frontend: Frontend, data: SpokenTexts, seed: int) -> None:
 def hide(speech: Tensor, frontend: Frontend, config: RecognizerConfig) -> Tensor:
     """Inputs with a random band of mels and a random stretch of time at their mean, as
     SpecAugment does it, for each sound anew."""
-    batch, time, width = speech.shape
+    batch, time, _ = speech.shape
     shown = torch.ones(batch, time, 1, frontend.mels)
     for axis, size, widest in ((3, frontend.mels, config.hide_mels), (1, time, config.hide_inputs)):
         start = (torch.rand(batch) * size).long()
@@ -132,7 +132,7 @@ def hide(speech: Tensor, frontend: Frontend, config: RecognizerConfig) -> Tensor
         kept = ((at < start[:, None]) | (at >= (start + width)[:, None])).float()
         shown = shown * (kept[:, None, None] if axis == 3 else kept[:, :, None, None])
     stacks = speech.reshape(batch, time, frontend.stacked, frontend.mels)
-    return (stacks * shown.to(speech.device)).reshape(batch, time, width)
+    return (stacks * shown.to(speech.device)).reshape(speech.shape)
 
 
 @torch.no_grad()
