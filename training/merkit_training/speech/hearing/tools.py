@@ -56,18 +56,19 @@ def listen(run: Path, language: Path | None, beam: int) -> Listen:
 
 
 def separate(run: Path) -> Separate:
-    """The separator of a run."""
+    """The separator of a run, as the pipeline uses it: long sounds in chunks, at their level."""
+    from merkit.speech.separate import separate_long
     from merkit_training.speech.separation.model import load
 
     separator = load(run).eval()
 
-    def apply(wave: Wave) -> NDArray[np.float32]:
+    def chunk(wave: Wave) -> NDArray[np.float32]:
         with torch.no_grad():
             sound = torch.from_numpy(np.ascontiguousarray(wave))[None]
             made = separator(sound, torch.tensor([[len(wave)]]))
         return np.asarray(made[0].numpy(), np.float32)
 
-    return apply
+    return lambda wave: separate_long(wave, chunk)
 
 
 def punctuate(run: Path) -> Punctuate:
