@@ -6,7 +6,6 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -20,7 +19,7 @@ from merkit_training.speech.punctuation.checkpoint import (
 )
 from merkit_training.speech.punctuation.config import COMMON, PunctuatorConfig
 from merkit_training.speech.punctuation.data import MarkedSentences, learn_tokens
-from merkit_training.speech.punctuation.model import INPUTS, OUTPUTS, CtTransformer, export
+from merkit_training.speech.punctuation.model import CtTransformer
 from merkit_training.speech.punctuation.train import load, scores_of, train
 
 SMALL = PunctuatorConfig(embedded=16, hidden=16, layers=2, heads=2, intermediate=32, kernel=5)
@@ -56,23 +55,6 @@ def test_neither_padding_nor_neighbours_change_a_text(known: PunctuationModel) -
         for row, length in enumerate(lengths.tolist()):
             alone = known.model(words[row : row + 1, :length], lengths[row : row + 1])
             torch.testing.assert_close(together[row, :length], alone[0], atol=1e-5, rtol=1e-5)
-
-
-def test_the_graph_agrees_at_lengths_never_traced(known: PunctuationModel, tmp_path: Path) -> None:
-    export(known.model, tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    assert [i.name for i in session.get_inputs()] == list(INPUTS)
-    assert [o.name for o in session.get_outputs()] == list(OUTPUTS)
-    assert session.get_inputs()[0].type == "tensor(int64)"
-    for shape, lengths in (((1, 1), [1]), ((3, 20), [20, 1, 11]), ((5, 211), [3, 211, 7, 1, 90])):
-        words, counts = ids(*shape), torch.tensor(lengths)
-        found = session.run(None, dict(zip(INPUTS, (words.numpy(), counts.numpy()), strict=True)))
-        with torch.no_grad():
-            expected = known.model(words, counts).numpy()
-        for row, length in enumerate(lengths):
-            np.testing.assert_allclose(
-                found[0][row, :length], expected[row, :length], atol=1e-4, rtol=1e-4
-            )
 
 
 def test_a_funasr_folder_comes_back_as_it_was_written(

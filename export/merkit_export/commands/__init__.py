@@ -25,6 +25,7 @@ COMMANDS = (
     "sign",
     "adopt",
     "paraformer",
+    "punctuator",
 )
 """Modules of this package, in the order of `--help`."""
 

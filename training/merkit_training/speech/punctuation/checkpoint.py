@@ -102,10 +102,15 @@ def config_of(folder: FunasrFolder, schedule: PunctuatorConfig) -> PunctuatorCon
 
 def write_folder(path: Path, model: PunctuationModel) -> None:
     """Writes a FunASR folder that funasr and `load_folder` read."""
+    write_facts(path, model)
+    write_weights(path, model.model.state_dict())
+
+
+def write_facts(path: Path, model: PunctuationModel) -> None:
+    """Writes all of a FunASR folder but the weights: config.yaml and tokens.json."""
     path.mkdir(parents=True, exist_ok=True)
     write_config(path, funasr_config(model))
     write_tokens(path / TOKENS, model.tokens)
-    write_weights(path, model.model.state_dict())
 
 
 def funasr_config(model: PunctuationModel) -> dict[str, Any]:

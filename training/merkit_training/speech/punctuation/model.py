@@ -7,17 +7,10 @@ architecture is Chen et al. 2020 (arXiv:2003.01309) in the form that FunASR publ
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
 from torch import Tensor, nn
 
 from merkit_training.speech.punctuation.config import PunctuatorConfig
 from merkit_training.speech.sanm import SanmEncoder, SanmSizes, valid_frames
-
-INPUTS, OUTPUTS = ("inputs", "text_lengths"), ("logits",)
-"""Names in the ONNX graph, as FunASR exports them."""
-OPSET = 20
 
 
 class CtTransformer(nn.Module):
@@ -39,8 +32,8 @@ class CtTransformer(nn.Module):
         """Scores the marks that may follow each word.
 
         Args:
-            inputs: int64 [b, t], ids of words, right padded with any id.
-            text_lengths: int64 [b], how many of them are words.
+            inputs: integers [b, t], ids of words, right padded with any id.
+            text_lengths: integers [b], how many of them are words.
 
         Returns:
             float32 [b, t, marks]; behind the last word they mean nothing.
@@ -48,25 +41,3 @@ class CtTransformer(nn.Module):
         valid = valid_frames(text_lengths, inputs.shape[1])
         scores: Tensor = self.decoder(self.encoder(self.embed(inputs), valid))
         return scores
-
-
-def export(model: CtTransformer, path: Path) -> None:
-    """Writes the model as ONNX in FunASR's layout, for any number of texts of any length."""
-    batch, time = torch.export.Dim("batch"), torch.export.Dim("time", min=2)
-    words = model.embed.num_embeddings
-    example = (torch.arange(14).reshape(2, 7) % words, torch.tensor([7, 4]))
-    program = torch.onnx.export(
-        model.eval(),
-        example,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=INPUTS,
-        output_names=OUTPUTS,
-        dynamic_shapes=({0: batch, 1: time}, {0: batch}),
-        verbose=False,
-    )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned no program")
-    temporary = path.with_name(f".{path.name}.tmp")
-    program.save(str(temporary))
-    temporary.replace(path)
