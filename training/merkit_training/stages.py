@@ -32,6 +32,9 @@ STAGES = {
 }
 """`module:function` of each stage; a `*_pretraining` stands before the encoder it serves."""
 
+SPEECH = ("recognizer", "punctuator", "separator")
+"""The stages of hearing that train weights; the language model counts."""
+
 BUILDS_ON = {
     "face_encoder": ("face_pretraining",),
     "face_encoder_large": ("face_large_pretraining",),
@@ -71,7 +74,7 @@ def is_asked(recipe: Recipe, stage: str) -> bool:
 
 def is_shared(stage: str) -> bool:
     """Whether all processes of a run take part in the stage; the others one does alone."""
-    return "_encoder" in stage or stage.endswith("_pretraining")
+    return "_encoder" in stage or stage.endswith("_pretraining") or stage in SPEECH
 
 
 def stage_function(stage: str) -> Callable[..., dict[str, float]]:

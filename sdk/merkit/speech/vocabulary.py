@@ -8,6 +8,7 @@ word one or several pieces, of which all but the last end in `@@`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,7 +91,7 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Writes `tokens.json`, through a temporary name."""
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(self.tokens, ensure_ascii=False, indent=0) + "\n", "utf-8")
         temporary.replace(path)
 

@@ -71,7 +71,8 @@ def _run(arguments: argparse.Namespace) -> None:
     for stage in [arguments.stage] if arguments.stage else STAGES:
         if not is_asked(recipe, stage):
             if arguments.stage:
-                _say(f"{stage}: left out, as [{stage}] epochs is 0")
+                key = "order" if stage == "language_model" else "epochs"
+                _say(f"{stage}: left out, as [{stage}] {key} is 0")
             continue
         if card.done(stage):
             card.adopt(stage)
