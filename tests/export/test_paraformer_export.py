@@ -48,7 +48,7 @@ def recognizer(ctc: bool) -> tuple[Recognizer, RecognizerConfig]:
     made = Recognizer(config, len(VOCABULARY)).eval()
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(0.1 * torch.randn_like(parameter))
     made.frontend.shift.uniform_(-14, -10)
     made.frontend.scale.uniform_(0.2, 0.4)
     return made, config

@@ -48,7 +48,9 @@ class CifPredictor(nn.Module):
             whole tokens, where the end of the sound counts for `tail` of one.
         """
         weights = self.weights(heard, valid)
-        counts = (weights.sum(1) + self.tail).floor().long()
+        sums = weights.sum(1)
+        sums = torch.where(sums >= 0, sums, torch.zeros_like(sums))  # of NaN samples nothing
+        counts = (sums + self.tail).floor().long()
         most = counts.max().clamp(min=1).item()  # in a graph, a size known only when it runs
         torch._check(most >= 1)  # type: ignore[no-untyped-call]
         return integrate(heard * valid, weights, most), counts  # type: ignore[arg-type]

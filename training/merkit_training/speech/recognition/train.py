@@ -18,6 +18,7 @@ from merkit.errors import BundleCorruptError
 from merkit.speech.decode import Hypothesis, ctc_greedy, greedy
 from merkit.speech.edits import character_error_rate
 from merkit.speech.vocabulary import Vocabulary
+from merkit_training import processes
 from merkit_training.encoders.utterances import Utterances
 from merkit_training.fit import FitConfig, clear_checkpoints, fit, step_rng
 from merkit_training.recipe import Recipe
@@ -59,8 +60,9 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         scores = learn(recognizer, config, data, val, vocabulary, seed, folder, noise)
     else:
         scores = evaluate(recognizer.eval(), val, vocabulary, config.batch_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary.save(folder / TOKENS)
+    if processes.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        vocabulary.save(folder / TOKENS)
     card = {"scores": scores, "data": "utterances", "tokens": len(vocabulary)}
     save_step(run, STEP, asdict(config), recognizer.state_dict(), card)
     clear_checkpoints(folder)
@@ -78,7 +80,8 @@ def learn(
     augment: Augmentation | None = None,
 ) -> dict[str, float]:
     """Trains `recognizer` in place as `fit` does it, with the best epoch's scores on `val`."""
-    batches = data.batches(config.batch_size)
+    together = processes.count()  # a batch of like lengths for each of them
+    batches = data.batches(max(1, config.batch_size // together))
 
     def loss(_: nn.Module, indices: NDArray[np.int64]) -> Tensor:
         places = np.concatenate([batches[i] for i in indices])
@@ -91,7 +94,7 @@ def learn(
     def scores(_: nn.Module) -> dict[str, float]:
         return evaluate(recognizer, val, vocabulary, config.batch_size)
 
-    schedule = FitConfig(config.epochs, 1, config.lr, seed=seed, bf16=config.bf16)
+    schedule = FitConfig(config.epochs, together, config.lr, seed=seed, bf16=config.bf16)
     return fit(recognizer, loss, len(batches), schedule, folder, name=STEP, evaluate=scores)
 
 
