@@ -19,6 +19,7 @@ from merkit_training.speech.separation.model import (
     HALF_TAPS,
     MossFormer2,
     Separator,
+    begin_lapped,
     frames_of,
     half_band,
 )
@@ -128,6 +129,17 @@ def test_the_filter_between_the_rates_keeps_speech_and_nothing_above() -> None:
         high = F.conv_transpose1d(low, 2 * taps, stride=2, padding=HALF_TAPS)[..., :8000]
         middle = slice(500, -500)
         np.testing.assert_allclose(high[..., middle], gain * tone[..., middle], atol=3e-3)
+
+
+def test_the_lapped_start_gives_the_sound_back() -> None:
+    model = MossFormer2(SeparatorConfig(channels=20, kernel=16, layers=1))  # four stay random
+    begin_lapped(model)
+    waveform = sound(400)[0]
+    with torch.no_grad():
+        frames = F.relu(model.enc.conv1d(waveform[:, None]))[:, :16]
+        found = F.conv_transpose1d(frames, model.dec.weight[:16], stride=8)[:, 0]
+    np.testing.assert_allclose(found[:, 8:-8], waveform[:, 8:-8], atol=1e-5)
+    assert model.dec.weight[16:].any()
 
 
 def test_frames_are_counted_as_the_model_counts_them() -> None:

@@ -32,6 +32,9 @@ class SeparatorConfig:
     memory: Count = 32  # channels of the recurrent (FSMN) block
     order: Count = 20  # frames that a memory reaches to each side, before dilation
     dropout: Share = 0.0  # published: 0.1
+    lapped_start: bool = (
+        True  # without a checkpoint encoder and decoder begin as each other's inverse
+    )
     # Of `mixtures` each. 0: a checkpoint is taken as published; without one there is no separator.
     epochs: Natural = 0
     mixtures: Count = 2000  # made anew in each epoch

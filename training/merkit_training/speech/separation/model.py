@@ -159,6 +159,27 @@ class Separator(nn.Module):
         return high[:, 0, :samples].reshape(len(made), made.shape[1], -1) * real[:, None]
 
 
+@torch.no_grad()
+def begin_lapped(model: MossFormer2) -> None:
+    """Makes the encoder an MDCT and the decoder its inverse, so that training begins with a sound
+    that comes back, not with noise.
+
+    Each wave stands there twice, with both signs, as the encoder keeps what is positive alone. Of
+    channels fewer than a frame's samples the lowest frequencies are taken; more stay random.
+    """
+    waves = lapped_waves(model.stride)
+    signed = torch.stack((waves, -waves), dim=1).flatten(0, 1)[: model.dec.weight.shape[0]]
+    for weight in (model.enc.get_parameter("conv1d.weight"), model.dec.weight):
+        weight[: len(signed), 0] = signed
+
+
+def lapped_waves(hop: int) -> Tensor:
+    """The MDCT's orthonormal waves under a sine window, [hop, 2 hop] (Princen and Bradley 1986)."""
+    place, tone = torch.arange(2 * hop).double() + 0.5, torch.arange(hop).double() + 0.5
+    window = torch.sin(math.pi * place / (2 * hop)) * math.sqrt(2 / hop)
+    return (window * torch.cos(math.pi / hop * tone[:, None] * (place + hop / 2))).float()
+
+
 def half_band() -> Tensor:
     """A low-pass filter at a quarter of the sample rate, [1, 1, taps], of gain 1 (a sinc under a
     Kaiser window; 6 dB down at 3.84 kHz, 60 dB from about 4.2 kHz)."""

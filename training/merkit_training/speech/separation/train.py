@@ -20,7 +20,7 @@ from merkit_training.runs import save_step, stage_seed
 from merkit_training.speech.noise.augment import Augment
 from merkit_training.speech.separation.config import SeparatorConfig
 from merkit_training.speech.separation.mixtures import Mixer, Mixture, batch
-from merkit_training.speech.separation.model import RATE, STEP, Separator
+from merkit_training.speech.separation.model import RATE, STEP, Separator, begin_lapped
 from merkit_training.speech.separation.objective import improvement, in_best_order
 from merkit_training.speech.separation.official import from_checkpoint
 
@@ -74,7 +74,10 @@ def from_recipe(recipe: Recipe) -> tuple[SeparatorConfig, Separator]:
     """The true sizes, and the separator before training; errors as `official.from_checkpoint`."""
     if recipe.separator.checkpoint:
         return from_checkpoint(recipe.separator, hub=recipe.run.hub)
-    return recipe.separator, Separator(recipe.separator)
+    separator = Separator(recipe.separator)
+    if recipe.separator.lapped_start:
+        begin_lapped(separator.model)
+    return recipe.separator, separator
 
 
 @torch.no_grad()
