@@ -3,7 +3,7 @@
 torch hands out a whole graph with a copy of every weight, and writing that makes another. Of a
 13-billion-parameter model one copy is 53 GB. So above `storage.LIMIT` the graph is taken without
 its weights, and each weight goes from the module to the file by itself: compacted, appended, let
-go. What must fit in memory is the module and its largest tensor, twice.
+go. What must fit in memory is the module, and its largest tensor a few times.
 """
 
 from __future__ import annotations

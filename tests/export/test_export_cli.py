@@ -72,7 +72,7 @@ def test_render_writes_a_repository(exported: Bundle, tmp_path: Path) -> None:
     [
         (["build", "nowhere", "--out", "models"], "nowhere"),
         (["verify", "nowhere", "--run", "nowhere"], "nowhere"),
-        (["verify", "nowhere", "--run", "nowhere", "--clips", "nowhere"], "nowhere/video"),
+        (["verify", "nowhere", "--run", "nowhere", "--clips", "nowhere"], "no folder nowhere"),
         (["render", "nowhere"], "nowhere"),
         (["verify", "nowhere", "--run", "nowhere", "--limit", "-1"], "--limit"),
     ],

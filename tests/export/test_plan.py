@@ -26,7 +26,7 @@ def test_the_papers_encoders_are_planned_from_shapes(
     assert text["parameters"] == 13_264_901_120
     assert text["bytes"]["fp32"] == 4 * text["parameters"] == 2 * text["bytes"]["fp16"]
     assert text["files"] == ["model.onnx", "model.onnx.data"]
-    assert text["bytes"]["fp32"] < text["memory"] < 1.1 * text["bytes"]["fp32"]
+    assert text["bytes"]["fp32"] < text["memory"] < 1.25 * text["bytes"]["fp32"]
     assert face["files"] == ["model.onnx"]
     told = capsys.readouterr().out
     assert "one module is in memory at a time" in told
