@@ -22,6 +22,7 @@ from merkit_training.speech.recognition.config import RecognizerConfig
 from merkit_training.speech.recognition.model import Recognizer
 
 RATE = 16_000
+CLOSE: dict[str, float] = {"atol": 1e-4, "rtol": 1e-4}  # of log-probabilities
 VOCABULARY = Vocabulary(
     (
         "<blank>",
@@ -93,7 +94,7 @@ def test_sound_to_tokens_is_torchs_at_any_length(
     for number in (1, 3):
         np.testing.assert_array_equal(found[number], expected[number])
     for number in (0, 2):
-        np.testing.assert_allclose(found[number], expected[number], atol=1e-4)
+        np.testing.assert_allclose(found[number], expected[number], **CLOSE)
     assert samples < 16_000 or int(found[1].max()) > 1  # it says something
 
 
@@ -156,7 +157,7 @@ def test_features_to_tokens_is_torchs_at_any_length(folder: tuple[Recognizer, Pa
             logs, counts = made.model(torch.from_numpy(speech), torch.from_numpy(lengths))
         found = session.run(None, {"speech": speech, "speech_lengths": lengths})
         np.testing.assert_array_equal(found[1], counts.numpy())
-        np.testing.assert_allclose(found[0], logs.numpy(), atol=1e-4)
+        np.testing.assert_allclose(found[0], logs.numpy(), **CLOSE)
 
 
 def test_sherpa_onnx_says_the_same(folder: tuple[Recognizer, Path]) -> None:
