@@ -83,7 +83,7 @@ def test_the_papers_preprocessing_is_the_published_one() -> None:
         torch.tensor([[1]]),
     )
     shapes = [tuple(value.shape) for value in Preprocess(p)(*clip)]
-    assert shapes == [(1, 3, 224, 224), (1, 16_000), (1, 16_000), (1, 80, 3000), (1, 3)]
+    assert shapes == [(1, 3, 224, 224), (1, 16_000), (1, 1), (1, 80, 3000), (1, 3)]
 
 
 def test_the_paper_states_what_the_seed_states() -> None:
