@@ -58,12 +58,14 @@ class Cell:
 
     @property
     def mark(self) -> str:
-        """A hash of all that its figures follow from: recipe, corpus, heads."""
-        study = self.study
-        beside = (study.merbench, study.systems) if study.merbench or study.systems else ()
+        """A hash of all that its figures follow from: its stages' tables, corpus, heads."""
+        study, tables = self.study, self.recipe.to_json()
         told = (
-            self.recipe.to_json(), corpus_mark(self.corpus), study.groups, study.epochs, *beside
-        )  # fmt: skip
+            {name: tables.get(name) for name in ("run", "preprocessing", *study.stages)},
+            corpus_mark(self.corpus),
+            study.heads(),
+            study.epochs,
+        )
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
