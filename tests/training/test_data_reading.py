@@ -164,6 +164,49 @@ def test_a_folder_of_mer2025(tmp_path: Path) -> None:
     assert found.records[0].text == "好" and problems(found, "bad name") == ["x/../y"]
 
 
+def test_a_folder_of_mer2024_as_mertools_arranges_it(tmp_path: Path) -> None:
+    names = {"train": "abcdef", "test1": "g", "test2": "h", "test3": "i"}
+    touch(tmp_path, *(f"video/{n}.mp4" for group in names.values() for n in group), "video/u.mp4")
+    emotions = {n: MER6[i % 6] for i, n in enumerate("".join(names.values()))}
+    npz(tmp_path / "label-6way.npz", **{
+        f"{split}_corpus": {n: {"emo": emotions[n], "val": -10} for n in group}
+        for split, group in names.items()
+    })  # fmt: skip
+    rows = "\n".join(f"{n},好的,well" for n in "abcdefghiu")
+    table(tmp_path, f"name,chinese,english\n{rows}\n", "transcription_merge.csv")
+    found = read_dataset(tmp_path)
+    splits = {r.name: r.split for r in found.records}
+    assert found.classes == MER6 and {p.kind for p in found.problems} == {"no groups"}
+    assert [splits[n] for n in "aghiu"] == [
+        "train", "test_multi", "test_noise", "test_semi", "unlabelled"
+    ]  # fmt: skip
+
+
+def test_a_folder_of_merbench(tmp_path: Path) -> None:
+    joys = ("joy", "anger", "disgust")  # MELD's own classes stay as they are
+    names = {f"dia{i}_utt{k}": joys[i % 3] for i in range(9) for k in range(2)}
+    touch(tmp_path, *(f"subvideo/{n}.mp4" for n in names), *(f"subaudio/{n}.wav" for n in names))
+    split = {"train_corpus": range(6), "val_corpus": range(6, 8), "test_corpus": range(8, 9)}
+    npz(tmp_path / "label.npz", **{
+        corpus: {n: {"emo": e, "val": -10} for n, e in names.items() if int(n[3]) in dialogues}
+        for corpus, dialogues in split.items()
+    })  # fmt: skip
+    rows = "\n".join(f"{n},,well" for n in names)
+    table(tmp_path, f"name,chinese,english\n{rows}\n", "transcription-engchi-polish.csv")
+    found = read_dataset(tmp_path)
+    assert set(found.classes) == set(joys)
+    counts = [sum(r.split == s for r in found.records) for s in ("train", "val", "test")]
+    assert counts == [12, 4, 2]
+    assert all(r.path and r.path.parent.name == "subvideo" for r in found.records)
+    whole = tmp_path / "iemocap"
+    touch(whole, *(f"subvideo/Ses0{i}.avi" for i in range(1, 10)))
+    npz(whole / "label_4way.npz", whole_corpus={
+        f"Ses0{i}": {"emo": ("hap", "ang", "neu")[i % 3], "val": 0.1 * i} for i in range(1, 10)
+    })  # fmt: skip
+    found = read_dataset(whole)
+    assert {r.split for r in found.records} == {""} and len(found.classes) == 3
+
+
 def test_two_sources_that_contradict_each_other_are_reported(tmp_path: Path) -> None:
     touch(tmp_path, *(f"video/{n}.mp4" for n in "abcdef"))
     rows = "\n".join(f"{n},{e}" for n, e in zip("abcdef", MER6, strict=True))
