@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -24,12 +25,20 @@ from merkit_training.stages import STAGES
 
 SHARE = 10
 TRAINED = tuple(stage for stage in STAGES if "_encoder" in stage or stage.endswith("_pretraining"))
+ALONE: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("sentences_train",),
+    "features": ("clips_train", "clips_val", "clips_test"),
+    "fusion": ("clips_train",),
+}
+"""Stages that fit nothing by gradient steps, or many small heads, with what they go through."""
 HEAD = """# What training costs
 
 Written by `make training-costs`; do not edit. Each stage of `training/recipes/{name}.toml`, also
 pre-training that the recipe leaves out, for one epoch in a process of its own on {threads} of
 {cores} cores ({cpu}). A *fit* is what is trained within a stage, a *sample* one face, grid,
-sentence or sound. Memory is the greatest of the whole process: some 0.4 GB of it are torch itself.
+sentence, sound or clip. Memory is the greatest of the whole process: some 0.4 GB of it are torch
+itself. The last three have no such fit: sentences or clips by the seconds of the whole command,
+starting included (fusion: all branches over folds and seeds, and the tables).
 
 | stage | fit | samples a second | memory, GB |
 | --- | --- | ---: | ---: |
@@ -47,17 +56,23 @@ def main() -> int:
     stated = load_recipe(args.recipe)
     with tempfile.TemporaryDirectory() as scratch:
         recipe, root = Path(scratch) / "recipe.toml", Path(scratch)
-        recipe.write_text(full_text(one_epoch(stated, args.share).to_json(), {}), "utf-8")
+        once = one_epoch(stated, args.share)
+        recipe.write_text(full_text(once.to_json(), {}), "utf-8")
         _merkit_train(args.threads, "synth", root / "corpus", "--recipe", recipe)
-        rows = []
+        rows, alone = [], []
         for stage in STAGES:
-            if stage in (*args.stages, "tokenizer"):
+            if stage in (*args.stages, *ALONE):
                 told = ("--corpus", root / "corpus", "--out", root / "run", "--stage", stage)
-                _merkit_train(args.threads, "run", recipe, *told)
+                seconds, peak = _merkit_train(args.threads, "run", recipe, *told)
                 rows += table_rows(stage, read_costs(root / "run" / stage))
+                if stage in ALONE:
+                    counts = vars(once.synth).items()
+                    samples = sum(n for name, n in counts if name.startswith(ALONE[stage]))
+                    cost = {"samples_per_second": samples / seconds, "peak_memory_mb": peak}
+                    alone += table_rows(stage, {"": cost})
     about = machine()
     facts = {"name": stated.run.name, "threads": args.threads, "cores": about["cores"]}
-    print(HEAD.format(**facts, cpu=about["cpu"]) + "\n".join(rows))
+    print(HEAD.format(**facts, cpu=about["cpu"]) + "\n".join([*rows, *alone]))
     return 0
 
 
@@ -83,12 +98,19 @@ def table_rows(stage: str, costs: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-def _merkit_train(threads: int, *arguments: object) -> None:
+def _merkit_train(threads: int, *arguments: object) -> tuple[float, float]:
+    """Runs the command; its seconds, and the greatest memory of its own process in MB."""
     command = [sys.executable, "-m", "merkit_training.cli", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{said.read()[-4000:]}")
+    return time.monotonic() - started, used.ru_maxrss / 1024
 
 
 if __name__ == "__main__":

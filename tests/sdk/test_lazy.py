@@ -59,12 +59,12 @@ def pull(ballots: np.ndarray, presence: np.ndarray | None = None) -> tuple[np.nd
 @pytest.mark.parametrize("voters", range(2, 7))
 @pytest.mark.parametrize("classes", range(2, 9))
 def test_settled_is_certain_and_the_asked_alone_decide(voters: int, classes: int) -> None:
-    """On every pattern with few pending (else a sample): certain means each completion agrees,
+    """On 60 drawn patterns, at most three voters pending: certain means each completion agrees,
     and the vote among those asked, the others abstaining, is that outcome."""
     rng = np.random.default_rng([voters, classes])
     seen = set()
     for _ in range(60):
-        ballots = rng.integers(0, min(classes, 4), voters)
+        ballots = rng.integers(NOBODY, min(classes, 4), voters)  # some abstain
         pending = np.flatnonzero(rng.random(voters) < 0.5)[:3]
         asked = [PENDING if i in pending else int(b) for i, b in enumerate(ballots)]
         completions = set()
