@@ -36,7 +36,7 @@ class JointConfig:
     mask_padding: bool = False  # the window's silence after the sound is not attended to
     layer_sum: bool = False  # the feature adds the last four layers (MERTools) for their mean
     pool: Literal["choose", "last", "mean"] = "choose"  # positions read; by a linear probe
-    objective: Objective = "label_tokens"  # softmax over a token of each class; see the docs
+    objective: Objective = "label_word"  # causal loss on the class's word; see the docs
     label_words: tuple[str, ...] = ()  # of "label_word", in the classes' order; none: their names
     tune: Tune = "full"  # what of the LLM learns
     lora_rank: Count = 8
