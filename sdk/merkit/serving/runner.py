@@ -109,7 +109,7 @@ class StepModel:
             return None
         try:
             return self.batches(asked)
-        except Exception:
+        except Exception:  # a bad request must fail alone, and its run alone tells why
             return None
 
     def _run_alone(self, one: Asked) -> Arrays | MerkitError:
