@@ -79,12 +79,17 @@ def beam(
     alive: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     ended: list[tuple[float, tuple[int, ...]]] = []
     for row in rows:
-        near = np.argpartition(row, -width)[-width:] if width < len(row) else np.arange(len(row))
-        options = [(float(row[i]), int(i)) for i in near if np.isfinite(row[i])]
+        # what ends here competes with what ended before, not with what must still pay for more
+        stops = ((t + float(row[end]), (*ids, end)) for t, ids in alive if np.isfinite(row[end]))
+        ended = heapq.nlargest(width, [*ended, *stops])
+        near = (
+            np.argpartition(row, -width - 1)[-width - 1 :]
+            if width + 1 < len(row)
+            else range(len(row))
+        )
+        options = [(float(row[i]), int(i)) for i in near if i != end and np.isfinite(row[i])]
         grown = ((t + log, (*ids, i)) for t, ids in alive for log, i in options)
-        best = heapq.nlargest(width, grown)
-        ended = heapq.nlargest(width, [*ended, *(b for b in best if b[1][-1] == end)])
-        alive = [b for b in best if b[1][-1] != end]
+        alive = heapq.nlargest(width, grown)
     found: dict[tuple[int, ...], Hypothesis] = {}
     for total, ids in heapq.nlargest(width, [*alive, *ended]):
         text = _spoken(ids, marks)
