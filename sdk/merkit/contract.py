@@ -112,6 +112,37 @@ class Preprocessing:
             raise ValueError(f"face_std is {self.face_std}, not more than 0")
 
 
+Heard = Literal["original", "cleaned"]
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """How the chain that hears through noise decides (seed 2.4), and who hears what it cleaned."""
+
+    beam: int = 8  # transcripts that are considered for each sound
+    language_weight: float = 0.0  # of the language model beside the sound, where there is one
+    language_bonus: float = 0.0  # for each token
+    threshold: float = 0.1  # by which similarities must differ for a source to be taken (2.4.2)
+    measure: str = "cer"  # of `merkit.speech.select.MEASURES`
+    clean_from_db: float | None = None  # sound estimated cleaner than this is not separated
+    audio_hears: Heard = "original"  # what the audio encoder hears
+    joint_hears: Heard = "original"  # and the joint one
+
+    def __post_init__(self) -> None:
+        if self.beam < 1:
+            raise ValueError(f"beam is {self.beam}, not 1 or more")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}, not 0 to 1")
+        for name in ("audio_hears", "joint_hears"):
+            if getattr(self, name) not in get_args(Heard):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, none of {get_args(Heard)}")
+
+    @property
+    def cleans(self) -> bool:
+        """Whether any encoder hears cleaned sound."""
+        return "cleaned" in (self.audio_hears, self.joint_hears)
+
+
 @dataclass(frozen=True)
 class Voter:
     """A fusion branch: a named group of features that casts one vote (seed 2.1, 2.5)."""
@@ -133,6 +164,7 @@ class Contract:
     preprocessing: Preprocessing
     tensors: Mapping[str, TensorSpec]
     steps: tuple[StepSpec, ...]
+    hearing: Hearing | None = None  # of a pipeline that writes its own transcripts
 
     @property
     def contract_id(self) -> str:
@@ -149,6 +181,8 @@ class Contract:
         """Plain values for `bundle.json` and for a server's parameters."""
         plain = asdict(self)
         plain["tensors"] = {name: asdict(spec) for name, spec in self.tensors.items()}
+        if self.hearing is None:
+            del plain["hearing"]  # so that bundles without it keep their identity
         loaded: dict[str, Any] = json.loads(json.dumps(plain))
         return loaded
 
@@ -182,7 +216,10 @@ def _parse(value: Any) -> Contract:
     for voter in voters:
         if not voter.groups or not set(voter.groups) <= set(groups):
             raise ValueError(f"voter {voter.name!r} reads {voter.groups}, known are {groups}")
-    return Contract(names, voters, groups, _preprocessing(value["preprocessing"]), tensors, steps)
+    return Contract(
+        names, voters, groups, _preprocessing(value["preprocessing"]), tensors, steps,
+        _hearing(value.get("hearing")),
+    )  # fmt: skip
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -221,14 +258,21 @@ def _step(value: Any, tensors: Mapping[str, TensorSpec]) -> StepSpec:
 
 
 def _preprocessing(value: Any) -> Preprocessing:
-    known = {f.name: f.default for f in fields(Preprocessing)}
+    return Preprocessing(**_constants(value, Preprocessing, "preprocessing"))
+
+
+def _hearing(value: Any) -> Hearing | None:
+    return None if value is None else Hearing(**_constants(value, Hearing, "hearing"))
+
+
+def _constants(value: Any, kind: type[Any], where: str) -> dict[str, Any]:
+    known = {f.name: f.default for f in fields(kind)}
     if set(value) != set(known):
-        raise ValueError(f"preprocessing keys differ: {sorted(set(value) ^ set(known))}")
+        raise ValueError(f"{where} keys differ: {sorted(set(value) ^ set(known))}")
     for name, default in known.items():
         if not _alike(value[name], default):
-            raise TypeError(f"preprocessing.{name} is {value[name]!r}")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    return Preprocessing(**values)
+            raise TypeError(f"{where}.{name} is {value[name]!r}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
 
 
 def _alike(value: object, default: object) -> bool:
@@ -237,6 +281,8 @@ def _alike(value: object, default: object) -> bool:
         if not isinstance(value, list) or len(value) != len(default):
             return False
         return all(map(_alike, value, default))
-    if isinstance(default, float):
+    if default is None and value is None:
+        return True
+    if isinstance(default, float | None):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is type(default)

@@ -15,6 +15,7 @@ from merkit.contract import (
     CONTRACT_ID_BYTES,
     MODALITIES,
     Contract,
+    Hearing,
     Preprocessing,
     Ragged,
     StepSpec,
@@ -51,6 +52,9 @@ SEED_VOTERS = (
 BYTES_IN = ("clip", "text")
 DECODED_IN = ("face_crops", "face_count", "waveform", "waveform_length", "text")
 OUTCOME = ("label", "scores", "contract_id", "branch_scores", "branch_contributions", "presence")
+HEARD = ("words", "hearing")
+"""What a pipeline that hears says beside its outcome: the text that was used, and JSON on how it
+came about (`merkit.hearing.Heard`)."""
 DETAIL = ("face_boxes", "face_times", "face_confidence", "media_info")
 MODALITY_IN = {
     "audio": ("waveform", "waveform_length"),
@@ -58,6 +62,25 @@ MODALITY_IN = {
     "video": ("face_crops", "face_count"),
 }
 """The tensors of `DECODED_IN` by modality, in the order of the entry points' letters."""
+
+
+OF_SOUND = (
+    "speech", "speech_length", "mixture_length", "quality", "sources", "token_logs", "token_count",
+    "cleaned",
+)  # fmt: skip
+"""Tensors of the chain that a clip without sound has nothing of."""
+OF_WORDS = ("transcript", "word_ids", "word_count", "mark_scores")
+"""Tensors of the chain where no words are wanted: the caller asks not to be listened to."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Which parts the chain in front of the encoders has (seed 2.4), and their sizes."""
+
+    hearing: Hearing
+    tokens: int  # of the recogniser's vocabulary
+    separated: bool = False  # whether sounds are taken apart, and their sources recognised, too
+    marks: int = 0  # classes of the punctuator; 0 without one
 
 
 @dataclass(frozen=True)
@@ -88,14 +111,16 @@ def standard_contract(
     widths: Mapping[str, int],
     preprocessing: Preprocessing | None = None,
     voters: Sequence[Voter] = SEED_VOTERS,
+    chain: Chain | None = None,
 ) -> Contract:
-    """The seed's pipeline without its noise chain (the caller gives the transcript).
+    """The seed's pipeline.
 
     Args:
         labels: class names in the order of every score axis.
         widths: feature width of each group in `GROUPS`.
         preprocessing: constants; the defaults are the tiny profile's.
         voters: branches in rank order, best first.
+        chain: what hears through noise and writes the transcript; without it the caller does.
     """
     p = preprocessing or Preprocessing()
     size, side = p.face_size, p.face_size * p.grid
@@ -140,21 +165,75 @@ def standard_contract(
     made = ("face_grid", "audio_values", "audio_length", "log_mel", "presence")
     sound_or_words = ("log_mel", "joint_ids", "joint_length", "presence")
     features = (*(GROUPS[g] for g in GROUPS), "presence")
-    sounds, words, both = ((Ragged(*pair),) for pair in (made[1:3], ids[:2], ids[2:]))
+    sounds, texts, both = ((Ragged(*pair),) for pair in (made[1:3], ids[:2], ids[2:]))
+    hears, heard = chain_steps(chain, audio, ids) if chain else ((), {})
+    words = hears or (StepSpec("tokenize", "python", ("text",), ids),)
+    cleaned = ("cleaned",) if chain and chain.hearing.cleans else ()
     steps = (
         StepSpec("decode", "python", ("clip",), ("frames", "frame_times", *audio, "media_info")),
         StepSpec("faces", "python", ("frames", "frame_times"), faces),
-        StepSpec("tokenize", "python", ("text",), ids),
-        StepSpec("preprocess", "onnx", (*faces[:2], *audio, "text_length"), made),
+        *words,
+        StepSpec("preprocess", "onnx", (*faces[:2], *audio, "text_length", *cleaned), made),
         StepSpec("face_encoder", "onnx", ("face_grid",), ("face_features",), ("video",)),
         StepSpec("face_encoder_large", "onnx", ("face_grid",), (GROUPS["V"],), ("video",)),
         StepSpec("audio_encoder", "onnx", made[1:3], ("audio_features",), ("audio",), sounds),
-        StepSpec("text_encoder", "onnx", ids[:2], ("text_features",), ("text",), words),
+        StepSpec("text_encoder", "onnx", ids[:2], ("text_features",), ("text",), texts),
         StepSpec("joint_encoder", "onnx", sound_or_words, (GROUPS["j"],), ("audio", "text"), both),
         StepSpec("fusion", "onnx", features, ("branch_scores", "branch_contributions")),
         StepSpec("voting", "onnx", ("branch_scores",), ("label", "scores", "contract_id")),
     )
-    return Contract(tuple(labels), tuple(voters), tuple(GROUPS), p, tensors, steps)
+    hearing = chain.hearing if chain else None
+    tensors |= heard
+    return Contract(tuple(labels), tuple(voters), tuple(GROUPS), p, tensors, steps, hearing)
+
+
+def chain_steps(
+    chain: Chain, audio: tuple[str, ...], ids: tuple[str, ...]
+) -> tuple[tuple[StepSpec, ...], dict[str, TensorSpec]]:
+    """The steps from sound and the caller's text to token ids (seed 2.4, 2.3), and their tensors.
+
+    `listen` gives the chain no sound where it has nothing to find out: the caller gave the words,
+    nobody speaks, or the sound is clean; its graphs then run over nothing.
+    """
+    sounds = 3 if chain.separated else 1  # the original first, then its sources
+    speech = ("speech", "speech_length")
+    mixture = ("mixture_length",) if chain.separated else ()
+    sources = ("sources",) if chain.separated else ()
+    marked = ("word_ids", "word_count") if chain.marks else ()
+    scores = ("mark_scores", "word_count") if chain.marks else ()
+    cleaned = ("cleaned",) if chain.hearing.cleans else ()
+    tokens = ("token_logs", "token_count")
+    if cleaned and not sources:
+        raise ValueError("encoders hear cleaned sound, and there is no separator to clean it")
+    said = ("text", *tokens, "quality", *(("waveform", *sources) if cleaned else ()))
+    steps = [
+        StepSpec("listen", "python", (*audio, "text"), (*speech, *mixture, "quality")),
+        StepSpec("recognize", "onnx", (*speech, *sources, *mixture), tokens),
+        StepSpec("transcribe", "python", said, ("transcript", "hearing", *marked, *cleaned)),
+        StepSpec("tokenize", "python", ("transcript", *scores), (*ids, "words")),
+    ]
+    if chain.marks:
+        steps.insert(3, StepSpec("punctuate", "onnx", marked, ("mark_scores",)))
+    if chain.separated:
+        steps.insert(1, StepSpec("separate", "onnx", ("speech", *mixture), sources))
+    known = {
+        "speech": TensorSpec("float32", ("batch", "speech_samples")),
+        "speech_length": TensorSpec("int64", ("batch", 1)),
+        "mixture_length": TensorSpec("int64", ("batch", 1)),
+        "quality": TensorSpec("string", ("batch", 1)),
+        "sources": TensorSpec("float32", ("batch", 2, "speech_samples")),
+        "token_logs": TensorSpec("float32", ("batch", sounds, "said", chain.tokens)),
+        "token_count": TensorSpec("int64", ("batch", sounds)),
+        "transcript": TensorSpec("string", ("batch", 1)),
+        "hearing": TensorSpec("string", ("batch", 1)),
+        "word_ids": TensorSpec("int64", ("batch", "words_said")),
+        "word_count": TensorSpec("int64", ("batch", 1)),
+        "mark_scores": TensorSpec("float32", ("batch", "words_said", chain.marks)),
+        "cleaned": TensorSpec("float32", ("batch", "samples")),
+        "words": TensorSpec("string", ("batch", 1)),
+    }
+    named = {name for step in steps for name in (*step.inputs, *step.outputs)}
+    return tuple(steps), {name: spec for name, spec in known.items() if name in named}
 
 
 def cut(
@@ -202,7 +281,9 @@ def absent_tensors(contract: Contract, modalities: Collection[str]) -> set[str]:
     """Tensors that hold nothing of a clip without `modalities`."""
     found = {name for modality in modalities for name in MODALITY_IN[modality]}
     if "text" in modalities:
-        found.add("text_length")
+        found |= {"text_length", *(contract.tensors.keys() & OF_WORDS)}
+    if "audio" in modalities:
+        found |= contract.tensors.keys() & OF_SOUND
     groups = [g for g in contract.groups if set(GROUP_MODALITIES[g]) <= set(modalities)]
     return found | {GROUPS[group] for group in groups}
 
@@ -220,17 +301,20 @@ def entry_points(contract: Contract) -> dict[str, EntryPoint]:
     """
     (fusion,) = (step for step in contract.steps if "branch_scores" in step.outputs)
     made = tuple(name for name in OUTCOME if name != "presence")
+    said = HEARD if contract.hearing else ()
     of_face = [GROUPS[g] for g in contract.groups if GROUP_MODALITIES[g] == ("video",)]
     heard = (*MODALITY_IN["audio"], *MODALITY_IN["text"])
-    found = [EntryPoint("merkit", BYTES_IN, OUTCOME + DETAIL)]
+    found = [EntryPoint("merkit", BYTES_IN, OUTCOME + DETAIL + said)]
     for count in (1, 2, 3):
         for present in combinations(MODALITY_IN, count):
             inputs = {name for modality in present for name in MODALITY_IN[modality]}
             ordered = tuple(name for name in DECODED_IN if name in inputs)
             absent = tuple(m for m in MODALITY_IN if m not in present)
-            found.append(EntryPoint(subset_name(present), ordered, OUTCOME, absent))
+            outputs = OUTCOME + (said if "text" in present else ())
+            found.append(EntryPoint(subset_name(present), ordered, outputs, absent))
     found.append(EntryPoint("merkit_features", fusion.inputs, made))
-    found.append(EntryPoint("merkit_edge", (*of_face, "presence", *heard), made, ("video",)))
+    edge = (*of_face, "presence", *heard)
+    found.append(EntryPoint("merkit_edge", edge, made + said, ("video",)))
     return {entry.name: entry for entry in found}
 
 
