@@ -144,10 +144,33 @@ class Punctuator:
         unknown = self.ids[UNKNOWN]
         ids = np.array([[self.ids.get(word.key, unknown) for word in words]], np.int64)
         scores = np.asarray(self.classify(ids, np.array([len(words)], np.int64)))
-        if scores.shape != (1, len(words), len(self.marks)):
+        return self._roles(scores, (1, len(words), len(self.marks)))
+
+    def scored(self, text: str, scores: NDArray[Any]) -> str:
+        """As `__call__` in one window, of scores that were computed elsewhere.
+
+        Args:
+            text: a transcript.
+            scores: float [words, marks] of its words, as `word_ids` numbers them.
+
+        Raises:
+            InvalidInputError: other scores than one row for each word.
+        """
+        words = split_words(text)
+        marks = self._roles(scores[None], (1, len(words), len(self.marks)))
+        return self.stream().write(words, marks)
+
+    def word_ids(self, text: str) -> NDArray[np.int64]:
+        """The ids of a text's words, int64 [words], for who runs the classifier elsewhere."""
+        unknown = self.ids[UNKNOWN]
+        ids = [self.ids.get(word.key, unknown) for word in split_words(text)]
+        return np.array(ids, np.int64)
+
+    def _roles(self, scores: NDArray[Any], shape: tuple[int, int, int]) -> list[str]:
+        if scores.shape != shape:
             raise InvalidInputError(
-                f"the scores of {len(words)} words are {list(scores.shape)}",
-                f"[1, {len(words)}, {len(self.marks)}]",
+                f"the scores of {shape[1]} words are {list(scores.shape)}",
+                f"{list(shape)}",
                 "check that tokens, marks and model belong together",
             )
         return [self.roles[i] for i in scores[0].argmax(axis=1)]
@@ -179,10 +202,13 @@ class PunctuationStream:
         out = self._take(self._tail)
         words = self._open + self._waiting
         marks = self._by.decide(words)
-        if marks and marks[-1] not in ENDS:
-            marks[-1] = STOP
         self._tail, self._open, self._waiting = "", [], []
-        return out + self._write(words, marks)
+        return out + self.write(words, marks)
+
+    def write(self, words: Sequence[Word], marks: Sequence[str]) -> str:
+        """The end of a text, of words whose marks are decided; the last one ends a sentence."""
+        last = [STOP] if marks and marks[-1] not in ENDS else list(marks[-1:])
+        return self._write(words, [*marks[:-1], *last])
 
     def _take(self, text: str) -> str:
         """Reads full windows; one is kept back, since the last one is read by `finish`."""

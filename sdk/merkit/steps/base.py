@@ -70,6 +70,23 @@ def padded(rows: Sequence[Array], fill: int | float = 0) -> Array:
     return batch
 
 
+def as_text(value: Any) -> str:
+    """One string of a tensor, which holds str or UTF-8 bytes; InvalidInputError for anything
+    else."""
+    try:
+        text = value.decode("utf-8") if isinstance(value, bytes) else value
+        if not isinstance(text, str):
+            raise TypeError(type(text).__name__)
+        text.encode("utf-8")  # a lone surrogate is no text
+    except (UnicodeError, TypeError) as error:
+        raise InvalidInputError(
+            f"the text is no text ({type(error).__name__})",
+            "Unicode text, encoded as UTF-8 on the wire",
+            "decode it with its own encoding first",
+        ) from None
+    return text
+
+
 def column(values: Sequence[int]) -> NDArray[np.int64]:
     """int64 [batch, 1]."""
     return np.array(values, np.int64).reshape(-1, 1)

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from merkit.contract import Contract
-from merkit.errors import BundleCorruptError, InvalidInputError, MissingExtraError
-from merkit.steps.base import Array, column, padded, take
+from merkit.errors import BundleCorruptError, MissingExtraError
+from merkit.steps.base import Array, as_text, column, padded, take
 from merkit.steps.prompt import Prompt
+from merkit.steps.transcribe import read_punctuator
 
 TEXT_FILE, JOINT_FILE = "tokenizer.json", "joint.json"
 PAD_ID = 0
@@ -28,6 +29,9 @@ CHARACTERS_PER_TOKEN = 200
 
 class Tokenize:
     """`text` -> `text_ids`, `text_length`, `joint_ids`, `joint_length`.
+
+    In a pipeline that hears it is `transcript` instead, and `words` beside the ids says which text
+    was used: of recognised words (`word_count`) with the marks that `mark_scores` say.
 
     Text is normalised (NFC) and stripped; of more than `max_text_tokens` ids the first are
     kept. No words: one pad id and `text_length` 0. `joint_ids` are the contract's prompt, then
@@ -44,22 +48,39 @@ class Tokenize:
         if (folder / JOINT_FILE).exists():
             self.joint = _load(folder / JOINT_FILE)
         self.prompt = Prompt.of(contract.preprocessing.prompt, self.joint)
+        step = contract.step(self.name)
+        self.inputs, self.says = step.inputs, "words" in step.outputs
+        self.punctuator = read_punctuator(folder) if "mark_scores" in step.inputs else None
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """See Step."""
-        (text,) = take(tensors, self.contract, "text")
+        given = take(tensors, self.contract, *self.inputs)
         most = self.contract.preprocessing.max_text_tokens
-        cleaned = [_clean(value, most) for value in text[:, 0]]
+        texts = [as_text(value) for value in given[0][:, 0]]
+        if self.punctuator is not None:
+            texts = [self._marked(*row) for row in zip(texts, *given[1:], strict=True)]
+        cleaned = [_clean(text, most) for text in texts]
         ids = words = [_encode(self.text, one)[:most] for one in cleaned]
         if self.joint is not self.text:
             words = [_encode(self.joint, one)[:most] for one in cleaned]
         joint = [self.prompt.around(row) for row in words]
-        return {
+        made = {
             "text_ids": _padded(ids),
             "text_length": column([len(row) for row in ids]),
             "joint_ids": _padded(joint),
             "joint_length": column([len(row) for row in joint]),
         }
+        if self.says:
+            made["words"] = np.array([[text] for text in texts], dtype=np.object_)
+        return made
+
+    def _marked(self, text: str, scores: Array, count: Array) -> str:
+        """A recognised text with marks and capitals; any other, or one whose scores are no
+        numbers, as it is."""
+        found = scores[: max(0, int(count[0]))]
+        if self.punctuator is None or not len(found) or not np.isfinite(found).all():
+            return text
+        return self.punctuator.scored(text, found)
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
@@ -70,18 +91,7 @@ def _padded(rows: list[list[int]]) -> Array:
     return padded([np.array(row or [PAD_ID], np.int64) for row in rows], PAD_ID)
 
 
-def _clean(value: Any, most: int) -> str:
-    try:
-        text = value.decode("utf-8") if isinstance(value, bytes) else value
-        if not isinstance(text, str):
-            raise TypeError(type(text).__name__)
-        text.encode("utf-8")  # a lone surrogate is no text
-    except (UnicodeError, TypeError) as error:
-        raise InvalidInputError(
-            f"the text is no text ({type(error).__name__})",
-            "Unicode text, encoded as UTF-8 on the wire",
-            "decode it with its own encoding first",
-        ) from None
+def _clean(text: str, most: int) -> str:
     return unicodedata.normalize("NFC", text[: most * CHARACTERS_PER_TOKEN]).strip()
 
 
