@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from merkit.contract import Preprocessing
+from merkit.contract import Heard, Preprocessing
 from merkit_training.runs import read_json
 from merkit_training.settings import from_table
+from merkit_training.speech.hearing.config import HearingConfig
 
 WAVE_VARIANCE_FLOOR = 1e-7  # HuBERT's feature extractor
 MEL_FLOOR = 1e-10  # Whisper's, as are the next two
@@ -28,10 +29,22 @@ MEL_CENTRE, MEL_SCALE = 4.0, 4.0
 
 
 class Preprocess(nn.Module):
-    """Faces to a grid image, sound to a z-normed waveform and Whisper's log-mel, and presence."""
+    """Faces to a grid image, sound to a z-normed waveform and Whisper's log-mel, and presence.
 
-    def __init__(self, preprocessing: Preprocessing | None = None) -> None:
+    Args:
+        preprocessing: the contract's constants.
+        audio_hears: whether `audio_values` are of the sound as it came or as it was cleaned.
+        joint_hears: the same of `log_mel`.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing | None = None,
+        audio_hears: Heard = "original",
+        joint_hears: Heard = "original",
+    ) -> None:
         super().__init__()
+        self.audio_hears, self.joint_hears = audio_hears, joint_hears
         p = preprocessing or Preprocessing()
         self.faces = FaceGrid(p)
         self.sound = SoundNorm(p)
@@ -46,6 +59,7 @@ class Preprocess(nn.Module):
         waveform: Tensor,
         waveform_length: Tensor,
         text_length: Tensor,
+        cleaned: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The step's tensors, in the contract's order (`merkit.pipeline.standard_contract`).
 
@@ -55,6 +69,8 @@ class Preprocess(nn.Module):
             waveform: float32 [b, s], 16 kHz mono in -1..1, right padded; s may be 0.
             waveform_length: int64 [b, 1], samples.
             text_length: int64 [b, 1], tokens; 0 means no words.
+            cleaned: float32 [b, s], what is heard where an encoder hears cleaned sound; None: the
+                waveform. Whether there is sound at all, the waveform decides.
 
         Returns:
             face_grid float32 [b, 3, 2 side, 2 side], audio_values float32 [b, n] with
@@ -64,9 +80,13 @@ class Preprocess(nn.Module):
         """
         face_count = face_count.clamp(min=0)
         audio_values, valid, power = self.sound(waveform, waveform_length)
+        cleaned = waveform if cleaned is None else cleaned
+        if self.audio_hears == "cleaned":
+            audio_values = self.sound(cleaned, waveform_length)[0]
         audible = (waveform_length >= self.min_samples) & (power >= self.min_power)
         presence = torch.cat((face_count > 0, audible, text_length > 0), dim=1)
-        log_mel = self.mel(waveform, waveform_length)
+        heard = cleaned if self.joint_hears == "cleaned" else waveform
+        log_mel = self.mel(heard, waveform_length)
         grid, audio_length = self.faces(face_crops, face_count), valid.sum(1, keepdim=True)
         return grid, audio_values, audio_length, log_mel, presence
 
@@ -162,5 +182,7 @@ class LogMel(nn.Module):
 
 def load(run: Path) -> Preprocess:
     """The step as the run's recipe configures it."""
-    table = read_json(run / "recipe.json").get("preprocessing", {})
-    return Preprocess(from_table(Preprocessing, table, "recipe.json [preprocessing]"))
+    recipe = read_json(run / "recipe.json")
+    p = from_table(Preprocessing, recipe.get("preprocessing", {}), "recipe.json [preprocessing]")
+    hearing = from_table(HearingConfig, recipe.get("hearing", {}), "recipe.json [hearing]")
+    return Preprocess(p, hearing.audio_hears, hearing.joint_hears)

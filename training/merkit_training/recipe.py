@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from merkit_training.encoders.vision.config import ContrastiveConfig, FaceEncoderConfig
     from merkit_training.encoders.vision.mae_config import MaeConfig
     from merkit_training.fusion.config import FusionConfig
+    from merkit_training.speech.hearing.config import HearingConfig
     from merkit_training.speech.language_model.config import LanguageModelConfig
     from merkit_training.speech.noise.config import NoiseConfig, SelfTrainingConfig
     from merkit_training.speech.punctuation.config import PunctuatorConfig
@@ -54,6 +55,7 @@ TABLES = {
     "language_model": "merkit_training.speech.language_model.config:LanguageModelConfig",
     "punctuator": "merkit_training.speech.punctuation.config:PunctuatorConfig",
     "separator": "merkit_training.speech.separation.config:SeparatorConfig",
+    "hearing": "merkit_training.speech.hearing.config:HearingConfig",
     "fusion": "merkit_training.fusion.config:FusionConfig",
 }
 """Where each table's dataclass lives, as `module:class`."""
@@ -93,6 +95,7 @@ class Recipe:
     language_model: LanguageModelConfig
     punctuator: PunctuatorConfig
     separator: SeparatorConfig
+    hearing: HearingConfig
     fusion: FusionConfig
 
     def to_json(self) -> dict[str, Any]:

@@ -245,7 +245,11 @@ class RunCard:
         return read_json(self.path) if self.path.exists() else {"stages": {}}
 
     def _of(self, stage: str) -> dict[str, Any]:
-        """The table that the recipe has for the stage, without what changes speed alone."""
+        """The table that the recipe has for the stage, without what changes speed alone; of
+        features which of them are of cleaned sound."""
+        if stage == "features":
+            hears = asdict(self.recipe.hearing)
+            return {k: v for k, v in hears.items() if v == "cleaned"}
         return _meaning(stage, self.recipe.to_json().get(stage, {}))
 
     def _refuse_other_origin(self) -> None:

@@ -55,6 +55,8 @@ BUILDS_ON = {
 def builds_on(recipe: Recipe, stage: str) -> tuple[str, ...]:
     """The stages that a stage reads, where the run has them."""
     names, joint = BUILDS_ON.get(stage, ()), recipe.joint_encoder
+    if stage == "features" and recipe.hearing.cleans:
+        return (*names, "recognizer", "language_model", "separator")
     if stage == "joint_encoder" and (joint.checkpoint or joint.llm_checkpoint or joint.llm):
         return tuple(name for name in names if name != "text_encoder")  # it has its own LLM
     return names

@@ -12,6 +12,9 @@ from merkit_training.encoders.adopted import is_adopted
 from merkit_training.encoders.adopted import load as load_adopted
 
 LOADERS = {
+    "separate": "merkit_training.speech.hearing.modules:load_separate",
+    "recognize": "merkit_training.speech.hearing.modules:load_recognize",
+    "punctuate": "merkit_training.speech.hearing.modules:load_punctuate",
     "preprocess": "merkit_training.preprocess:load",
     "face_encoder": "merkit_training.encoders.vision.encoder:load",
     "face_encoder_large": "merkit_training.encoders.vision.encoder:load_large",

@@ -24,6 +24,7 @@ from merkit_training.fusion.model import Fusion
 from merkit_training.labels import MER6
 from merkit_training.recipe import Recipe
 from merkit_training.runs import save_step, write_json
+from merkit_training.speech.hearing.untrained import write_untrained_chain
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -47,6 +48,7 @@ def write_untrained_run(recipe: Recipe, run: Path, labels: Sequence[str] = MER6)
     _save(run, "joint_encoder", joint, both)
     widths |= {"a": audio.hidden, "t": text.hidden, "j": joint.llm.hidden}
     _save_fusion(recipe.fusion, widths, run, labels)
+    write_untrained_chain(recipe, run, _shaken)
     _write_byte_tokenizer(run / "tokenizer" / "tokenizer.json")
     return run
 

@@ -66,7 +66,9 @@ def _run(arguments: argparse.Namespace) -> None:
             f"run: merkit-train synth {arguments.corpus} --recipe {arguments.recipe}",
         )
     from merkit_training.runs import RunCard
+    from merkit_training.speech.hearing.parts import check_asked
 
+    check_asked(recipe)
     card = RunCard(arguments.out, recipe, arguments.corpus)
     for stage in [arguments.stage] if arguments.stage else STAGES:
         if not is_asked(recipe, stage):

@@ -19,12 +19,12 @@ from torch import nn
 from merkit.backends.base import Tensors, check_tensors
 from merkit.contract import Contract, Preprocessing, StepSpec, Voter
 from merkit.errors import BundleCorruptError, InferenceError
-from merkit.pipeline import OUTCOME, cut, standard_contract
-from merkit.steps import Tokenize
+from merkit.pipeline import HEARD, OUTCOME, cut, standard_contract
 from merkit_training.evaluation.subject import VALENCE
 from merkit_training.fusion.model import Fusion
 from merkit_training.runs import read_json
 from merkit_training.settings import from_table
+from merkit_training.speech.hearing.parts import chain_of, python_steps
 from merkit_training.steps import load_step
 from merkit_training.voting import Voting
 
@@ -49,7 +49,7 @@ class TrainedBackend:
             name: load_step(run, name) for name in names if name != "voting"
         }
         self._modules["voting"] = Voting(bytes.fromhex(contract_id)).eval()
-        self._tokenize = Tokenize(self.contract, run / "tokenizer")
+        self._python = python_steps(run, self.contract)
 
     def infer(
         self, tensors: Tensors, timings: dict[str, float] | None = None
@@ -57,12 +57,13 @@ class TrainedBackend:
         """See `Backend.infer`."""
         check_tensors(self.contract, tensors)
         values = dict(tensors)
-        for spec in cut(self.contract.steps, tensors, OUTCOME):
+        wanted = (*OUTCOME, *(HEARD if self.contract.hearing and "text" in tensors else ()))
+        for spec in cut(self.contract.steps, tensors, wanted):
             start = time.perf_counter()
             values |= self._run(spec, values)
             if timings is not None:
                 timings[spec.name] = 1e3 * (time.perf_counter() - start)
-        answer = {name: values[name] for name in OUTCOME}
+        answer = {name: values[name] for name in wanted}
         if self._fusion.config.valence:
             answer[VALENCE] = self._fusion.valence(*self._arguments("fusion", values))
         return answer
@@ -81,8 +82,8 @@ class TrainedBackend:
         """Nothing to release."""
 
     def _run(self, spec: StepSpec, values: Tensors) -> dict[str, NDArray[Any]]:
-        if spec.name == "tokenize":
-            return self._tokenize(values)
+        if spec.name in self._python:
+            return self._python[spec.name](values)
         arguments = self._arguments(spec.name, values)
         try:
             with torch.inference_mode():
@@ -104,7 +105,8 @@ def contract_of(run: Path) -> Contract:
     facts = read_json(path)
     try:
         voters = [Voter(v["name"], tuple(v["groups"])) for v in facts["voters"]]
-        return standard_contract(facts["labels"], facts["widths"], preprocessing, voters)
+        chain = chain_of(run)
+        return standard_contract(facts["labels"], facts["widths"], preprocessing, voters, chain)
     except (KeyError, TypeError) as error:
         raise BundleCorruptError(
             f"{path} is malformed ({type(error).__name__}: {error})",

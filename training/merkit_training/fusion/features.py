@@ -29,6 +29,7 @@ from merkit_training.corpus import Clip, clip_splits, read_clips
 from merkit_training.data.evidence import decode_record, faces_in
 from merkit_training.data.records import UNLABELLED, ClipRecord
 from merkit_training.fusion.dataset import FeatureSet, join, read_features
+from merkit_training.speech.hearing.cleaner import Cleaner
 from merkit_training.steps import load_step
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Encoder:
         self.preprocessing = preprocessing
         self.tokenize = Tokenize(contract, run / "tokenizer") if {"t", "j"} & {*groups} else None
         self.preprocess = load_step(run, "preprocess")
+        self.clean = Cleaner.of(run, preprocessing)
         self.steps: dict[str, nn.Module] = {g: load_step(run, ENCODERS[g]) for g in groups}
 
     def decode(self, clip: Clip) -> Decoded:
@@ -117,8 +119,9 @@ class Encoder:
         crops, face_count = _batch([d.crops for d in decoded])
         waveform, waveform_length = _batch([d.waveform for d in decoded])
         words, silence = self._tokens(texts), self._tokens([""] * len(texts))
+        cleaned = self.clean(waveform, waveform_length) if self.clean else None
         grid, values, samples, log_mel, presence = self.preprocess(
-            crops, face_count, waveform, waveform_length, words["text_length"]
+            crops, face_count, waveform, waveform_length, words["text_length"], cleaned
         )
         video, audio, text = (presence[:, i : i + 1] for i in range(len(MODALITIES)))
 

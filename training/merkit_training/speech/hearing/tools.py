@@ -56,16 +56,16 @@ def listen(run: Path, language: Path | None, beam: int) -> Listen:
 
 
 def separate(run: Path) -> Separate:
-    """The separator of a run, as the pipeline uses it: long sounds in chunks, at their level."""
+    """The separator of a run as the pipeline uses it, and sound of any length in chunks."""
     from merkit.speech.separate import separate_long
-    from merkit_training.speech.separation.model import load
+    from merkit_training.speech.hearing.modules import load_separate
 
-    separator = load(run).eval()
+    step = load_separate(run)
 
     def chunk(wave: Wave) -> NDArray[np.float32]:
         with torch.no_grad():
             sound = torch.from_numpy(np.ascontiguousarray(wave))[None]
-            made = separator(sound, torch.tensor([[len(wave)]]))
+            made = step(sound, torch.tensor([[len(wave)]]))
         return np.asarray(made[0].numpy(), np.float32)
 
     return lambda wave: separate_long(wave, chunk)
@@ -74,13 +74,15 @@ def separate(run: Path) -> Separate:
 def punctuate(run: Path) -> Punctuate:
     """The punctuator of a run."""
     from merkit.speech.punctuate import Punctuator
+    from merkit_training.speech.hearing.modules import Punctuate
     from merkit_training.speech.punctuation.train import load
 
     known = load(run)
+    step = Punctuate(known.model).eval()
 
     def classify(words: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         with torch.no_grad():
-            scores = known.model(torch.from_numpy(words), torch.from_numpy(lengths))
+            scores = step(torch.from_numpy(words), torch.from_numpy(lengths)[:, None])
         return np.asarray(scores.numpy(), np.float32)
 
     return Punctuator(known.tokens, known.marks, classify)
