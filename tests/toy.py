@@ -6,6 +6,7 @@ one has random weights of width 8, honours every tensor of the contract, and nee
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,21 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from merkit.bundle import Bundle, sha256_file, write_manifest
-from merkit.contract import MODALITIES, Contract, Preprocessing, TensorSpec
-from merkit.pipeline import GROUP_MODALITIES, GROUPS, standard_contract
+from merkit.contract import MODALITIES, Contract, Hearing, Preprocessing, TensorSpec
+from merkit.pipeline import GROUP_MODALITIES, GROUPS, Chain, standard_contract
 from merkit.ragged import graph_inputs
 
 LABELS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
 WIDTH = 8
 SILENCE_DBFS = Preprocessing().silence_dbfs
+TOKENS = ("<blank>", "<s>", "oh", "no", "so@@", "on", "我", "们", "<unk>", "</s>")
+MARKS = ("<unk>", "_", "，", "。", "？", "、")
+WORDS = ("<unk>", "oh", "no", "soon", "on", "我", "们")
+BLOCK = 4000
+"""Samples of which the toy recogniser makes a token: the louder, the later in `TOKENS`."""
+HEARS = Chain(
+    Hearing(beam=3, language_weight=0.1, joint_hears="cleaned"), len(TOKENS), True, len(MARKS)
+)
 ONNX_TYPES = {
     "uint8": TensorProto.UINT8,
     "int32": TensorProto.INT32,
@@ -35,12 +44,15 @@ def write_toy_bundle(
     labels: tuple[str, ...] = LABELS,
     seed: int = 0,
     preprocessing: Preprocessing | None = None,
+    chain: Chain | None = None,
 ) -> Bundle:
-    """Writes a bundle below `root` and opens it."""
-    contract = standard_contract(labels, dict.fromkeys(GROUPS, WIDTH), preprocessing)
+    """Writes a bundle below `root` and opens it; with a `chain` it hears."""
+    contract = standard_contract(
+        labels, dict.fromkeys(GROUPS, WIDTH), preprocessing, **({"chain": chain} if chain else {})
+    )
     rng = np.random.default_rng(seed)
     makers = {
-        "preprocess": _preprocess,
+        "preprocess": lambda g: _preprocess(g, contract),
         "face_encoder": lambda g: _encoder(g, "face_grid", (1, 2, 3), rng, GROUPS["v"]),
         "face_encoder_large": lambda g: _encoder(g, "face_grid", (1, 2, 3), rng, GROUPS["V"]),
         "audio_encoder": lambda g: _ragged_encoder(g, "audio", "values", rng, GROUPS["a"]),
@@ -49,6 +61,9 @@ def write_toy_bundle(
         "fusion": lambda g: _fusion(g, contract, rng),
         "voting": lambda g: _voting(g, contract),
     }
+    if chain:
+        chained = {"separate": _separate, "recognize": _recognize, "punctuate": _punctuate}
+        makers |= {n: make for n, make in chained.items() if n in {s.name for s in contract.steps}}
     digests = {}
     for name, make in makers.items():
         path = root / name / "1" / "model.onnx"
@@ -59,6 +74,8 @@ def write_toy_bundle(
     tokenizer.parent.mkdir(parents=True, exist_ok=True)
     _tokenizer(tokenizer)
     digests["tokenize"] = sha256_file(tokenizer)
+    if chain:
+        digests["transcribe"] = sha256_file(_chain_resources(root, chain))
     voters = [{"name": v.name, "waf": 0.5, "temperature": 1.0} for v in contract.voters]
     return write_manifest(root, contract, digests, {"name": "toy", "voters": voters})
 
@@ -107,7 +124,10 @@ def _value(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], list(spec.shape))
 
 
-def _preprocess(g: _Graph) -> None:
+def _preprocess(g: _Graph, contract: Contract) -> None:
+    hearing = contract.hearing or Hearing()
+    sound = "cleaned" if hearing.audio_hears == "cleaned" else "waveform"
+    joint = "cleaned" if hearing.joint_hears == "cleaned" else "waveform"
     total = g(
         "ReduceSum",
         g("Cast", "face_crops", to=TensorProto.FLOAT),
@@ -116,9 +136,10 @@ def _preprocess(g: _Graph) -> None:
     )
     image = g("Transpose", g("Div", total, g.constant(2040.0)), perm=[0, 3, 1, 2])
     g("Tile", image, g.constant([1, 1, 2, 2], "int64"), name="face_grid")
-    g("Pad", "waveform", g.constant([0, 0, 0, 1600], "int64"), name="audio_values")
+    g("Pad", sound, g.constant([0, 0, 0, 1600], "int64"), name="audio_values")
     g("Identity", "waveform_length", name="audio_length")
-    total = g("ReduceSum", "audio_values", g.constant([1], "int64"))
+    padded = g("Pad", joint, g.constant([0, 0, 0, 1600], "int64"))
+    total = g("ReduceSum", padded, g.constant([1], "int64"))
     samples = g("Max", g("Cast", "audio_length", to=TensorProto.FLOAT), g.constant(1.0))
     mean = g("Unsqueeze", g("Div", total, samples), g.constant([2], "int64"))
     g("Mul", mean, g.constant(np.ones((1, 80, 400))), name="log_mel")
@@ -132,6 +153,68 @@ def _preprocess(g: _Graph) -> None:
         g("Greater", "text_length", zero),
     ]
     g("Concat", *presence, axis=1, name="presence")
+
+
+def _separate(g: _Graph) -> None:
+    """A voice of three quarters of the sound and one of a quarter, each within the mixture."""
+    zero, one = g.constant(0, "int64"), g.constant(1, "int64")
+    samples = g("Gather", g("Shape", "speech"), one)
+    inside = g("Less", g("Range", zero, samples, one), "mixture_length")
+    mixed = g("Where", inside, "speech", g.constant(0.0))
+    row = g("Unsqueeze", mixed, g.constant([1], "int64"))
+    g("Mul", row, g.constant([[[0.75], [0.25]]]), name="sources")
+
+
+def _recognize(g: _Graph) -> None:
+    """A token for each begun `BLOCK`, by its mean amplitude."""
+    read = {"speech": g("Unsqueeze", "speech", g.constant([1], "int64"))}
+    sounds = g("Concat", read["speech"], "sources", axis=1)
+    samples = g("Gather", g("Shape", sounds), g.constant(2, "int64"))
+    block = g.constant(BLOCK, "int64")
+    missing = g("Sub", block, g("Mod", samples, block))  # at least one block, of silence
+    zeros = g.constant([0, 0, 0, 0, 0], "int64")
+    whole = g(
+        "Pad", sounds, g("Concat", zeros, g("Unsqueeze", missing, g.constant([0], "int64")), axis=0)
+    )
+    batch = g("Gather", g("Shape", sounds), g.constant([0], "int64"))
+    shape = g(
+        "Concat",
+        batch,
+        g.constant([3], "int64"),
+        g("Unsqueeze", g("Div", g("Add", samples, missing), block), g.constant([0], "int64")),
+        g.constant([BLOCK], "int64"),
+        axis=0,
+    )
+    level = g("ReduceMean", g("Abs", g("Reshape", whole, shape)), g.constant([3], "int64"))
+    place = g("Add", g("Mul", level, g.constant(40.0)), g.constant(0.2))
+    far = g("Sub", place, g.constant(np.arange(len(TOKENS)).reshape(1, 1, 1, -1)))
+    g("LogSoftmax", g("Mul", g("Mul", far, far), g.constant(-1.0)), axis=3, name="token_logs")
+    lengths = g("Concat", "speech_length", "mixture_length", "mixture_length", axis=1)
+    g("Div", g("Add", lengths, g.constant(BLOCK - 1, "int64")), block, name="token_count")
+
+
+def _punctuate(g: _Graph) -> None:
+    """The mark that the word's id says."""
+    kind = g("Cast", g("Mod", "word_ids", g.constant(len(MARKS), "int64")), to=TensorProto.FLOAT)
+    far = g(
+        "Sub", g("Unsqueeze", kind, g.constant([2], "int64")), g.constant(np.arange(len(MARKS)))
+    )
+    g("Mul", g("Mul", far, far), g.constant(-1.0), name="mark_scores")
+
+
+def _chain_resources(root: Path, chain: Chain) -> Path:
+    folder = root / "transcribe" / "1"
+    folder.mkdir(parents=True)
+    (folder / "tokens.json").write_text(json.dumps(TOKENS), "utf-8")
+    if chain.marks:
+        words = json.dumps({"tokens": WORDS, "marks": MARKS}, ensure_ascii=False)
+        for step in ("transcribe", "tokenize"):
+            (root / step / "1" / "words.json").write_text(words, "utf-8")
+    known = [token for token in TOKENS if token not in ("<blank>", "<s>")]
+    grams = "".join(f"-1.0 {token}\n" for token in known)
+    arpa = f"\\data\\\nngram 1={len(known)}\n\n\\1-grams:\n{grams}\n\\end\\\n"
+    (folder / "language.arpa").write_text(arpa, "utf-8")
+    return folder / "tokens.json"
 
 
 def _encoder(

@@ -8,6 +8,7 @@ so that no way of running a bundle is laxer than another.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from merkit.bundle import Bundle
 from merkit.errors import UnreleasableBundleError
@@ -46,9 +47,9 @@ def admit(
     return bundle
 
 
-def configured_keys() -> list[str] | None:
+def configured_keys(environment: Mapping[str, str] = os.environ) -> list[str] | None:
     """What MERKIT_TRUSTED_KEYS names; None where it names nothing."""
-    named = [path for path in os.environ.get(TRUSTED_KEYS, "").split(os.pathsep) if path]
+    named = [path for path in environment.get(TRUSTED_KEYS, "").split(os.pathsep) if path]
     return named or None
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -97,6 +98,7 @@ class Client:
         *,
         source: str | None = None,
         keep_frames: bool = False,
+        hear: bool = True,
     ) -> Prediction:
         """The emotion of one clip, of words, or of both together.
 
@@ -106,6 +108,8 @@ class Client:
             text: what is said.
             source: what to call the clip in the result; default: its path.
             keep_frames: keep the frames in which faces were found, for a report.
+            hear: where the bundle can, recognise what is said in a clip that comes without text.
+                A server that is sent whole clips always does; `False` is refused there.
 
         Raises:
             InputError: the clip cannot be read, exceeds a limit, or holds nothing to judge.
@@ -115,11 +119,11 @@ class Client:
         """
         request = Clip(clip, text, source)
         try:
-            return self._predict(request, keep_frames)
+            return self._predict(request, keep_frames, hear)
         except UNAVAILABLE as error:
             if self._fallback is None:
                 raise
-            answer = self._fallback._predict(request, keep_frames)
+            answer = self._fallback._predict(request, keep_frames, hear)
             note = f"the server did not answer ({error.found}); the embedded bundle did"
             return replace(answer, warnings=(*answer.warnings, note))
 
@@ -129,6 +133,7 @@ class Client:
         text: str | None = None,
         *,
         faces_only: bool = False,
+        hear: bool = True,
     ) -> dict[str, NDArray[Any]]:
         """What `predict_features` takes: the encoders' answers in place of the clip (design 3).
 
@@ -138,10 +143,13 @@ class Client:
         Args:
             clip: as `predict` takes it.
             text: what is said.
-            faces_only: run the encoders of faces alone, and pass sound and words on.
+            faces_only: run the encoders of faces alone, and pass sound and words on; the words
+                that were heard here stand for the caller's.
+            hear: as `predict` takes it.
 
         Raises:
-            InvalidInputError: this client asks a server.
+            InvalidInputError: this client asks a server; or `faces_only` of a clip that is not to
+                be listened to, as who is sent its sound does.
             MerkitError: as `predict`.
         """
         compute = getattr(self.backend, "compute", None)
@@ -152,9 +160,20 @@ class Client:
                 "make them with merkit.load(bundle).features(...), and send them with this one",
             )
         contract = self.backend.contract
-        entry = self._entry(Clip(clip, text), keep_frames=False).tensors
+        entry = self._entry(Clip(clip, text), keep_frames=False, hear=hear).tensors
         names = entry_points(contract)["merkit_edge" if faces_only else "merkit_features"].inputs
-        made = compute(entry, [name for name in names if name not in entry])
+        if faces_only and "text" not in entry:
+            raise InvalidInputError(
+                "faces_only together with hear=False, of a clip without text",
+                "all features, or a clip that may be listened to",
+                "leave one of the two out, or give the text",
+            )
+        asked = [name for name in names if name not in entry]
+        if faces_only and contract.hearing:
+            asked.append("words")
+        made = dict(compute(entry, asked))
+        if "words" in made:
+            made["text"] = made.pop("words")
         return {name: made[name] if name in made else entry[name] for name in names}
 
     def predict_features(
@@ -197,15 +216,18 @@ class Client:
         *,
         workers: int = 2,
         keep_frames: bool = False,
+        hear: bool = True,
     ) -> Generator[Prediction | MerkitError, None, None]:
         """Predictions in the order of the clips, several at a time.
 
         A clip that cannot be predicted yields its error in its place and costs the others
         nothing. At most twice `workers` clips are taken ahead of the one that is yielded.
+        `keep_frames` and `hear` are as in `predict`.
         """
         if workers < 1:
             raise InvalidInputError(f"workers is {workers}", "at least 1", "give 1 or more")
-        return self._predict_many(clips, workers, keep_frames)
+        predict = partial(self._predict_or_error, keep_frames=keep_frames, hear=hear)
+        return _side_by_side(predict, clips, workers)
 
     def close(self) -> None:
         """Releases the backend and the fall-back. Safe to call twice."""
@@ -224,9 +246,9 @@ class Client:
     ) -> None:
         self.close()
 
-    def _predict(self, clip: Clip, keep_frames: bool) -> Prediction:
+    def _predict(self, clip: Clip, keep_frames: bool, hear: bool) -> Prediction:
         start = time.perf_counter()
-        entry = self._entry(clip, keep_frames)
+        entry = self._entry(clip, keep_frames, hear)
         timings = dict(entry.timings_ms)
         try:
             outputs = self.backend.infer(entry.tensors, timings)
@@ -246,29 +268,13 @@ class Client:
             frames=entry.frames,
         )
 
-    def _predict_many(
-        self, clips: Iterable[Clip | PathLike | bytes], workers: int, keep_frames: bool
-    ) -> Generator[Prediction | MerkitError, None, None]:
-        pending: deque[Future[Prediction | MerkitError]] = deque()
-        with ThreadPoolExecutor(workers, thread_name_prefix="merkit-client") as pool:
-            try:
-                for clip in clips:
-                    run = copy_context().run  # the caller's trace goes on in the worker
-                    pending.append(pool.submit(run, self._predict_or_error, clip, keep_frames))
-                    if len(pending) > 2 * workers:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
-
     def _predict_or_error(
-        self, clip: Clip | PathLike | bytes, keep_frames: bool
+        self, clip: Clip | PathLike | bytes, keep_frames: bool, hear: bool
     ) -> Prediction | MerkitError:
         c = clip if isinstance(clip, Clip) else Clip(clip)
+        options: dict[str, Any] = {"keep_frames": keep_frames, "hear": hear}
         try:
-            return self.predict(c.media, c.text, source=c.source, keep_frames=keep_frames)
+            return self.predict(c.media, c.text, source=c.source, **options)
         except MerkitError as error:
             return error
         except MemoryError:
@@ -278,14 +284,45 @@ class Client:
             failure.__cause__ = error
             return failure
 
-    def _entry(self, clip: Clip, keep_frames: bool) -> Entry:
+    def _entry(self, clip: Clip, keep_frames: bool, hear: bool) -> Entry:
         check_text(clip.text)
         if clip.media is None and clip.text is None:
             raise InvalidInputError("neither a clip nor a text", "at least one", "give one")
+        contract = self.backend.contract
+        unheard = not hear and contract.hearing is not None and not (clip.text or "").strip()
         if self._decode == "server":
+            if unheard and clip.media is not None:
+                raise InvalidInputError(
+                    "hear=False for a server that is sent whole clips, and listens to them",
+                    "hear=False with clips that are decoded here",
+                    "connect with decode='client', or give the text",
+                )
             return bytes_entry(clip, self._limits)
-        p = self.backend.contract.preprocessing
-        return decoded_entry(clip, p, self._limits, self._detector, keep_frames)
+        found = decoded_entry(
+            clip, contract.preprocessing, self._limits, self._detector, keep_frames
+        )
+        return found.unheard() if unheard else found
+
+
+def _side_by_side(
+    predict: Callable[[Clip | PathLike | bytes], Prediction | MerkitError],
+    clips: Iterable[Clip | PathLike | bytes],
+    workers: int,
+) -> Generator[Prediction | MerkitError, None, None]:
+    """What `predict` makes of each clip, in order, several at a time."""
+    pending: deque[Future[Prediction | MerkitError]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="merkit-client") as pool:
+        try:
+            for clip in clips:
+                run = copy_context().run  # the caller's trace goes on in the worker
+                pending.append(pool.submit(run, predict, clip))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def same_contract(found: str, expected: str) -> None:

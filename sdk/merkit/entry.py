@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,10 @@ class Entry:
     detail: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     frames: Mapping[float, NDArray[Any]] = field(default_factory=dict)
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+    def unheard(self) -> Entry:
+        """The same without `text`: nobody is to write the words."""
+        return replace(self, tensors={n: t for n, t in self.tensors.items() if n != "text"})
 
 
 def bytes_entry(clip: Clip, limits: Limits) -> Entry:

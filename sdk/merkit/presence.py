@@ -22,11 +22,12 @@ MARGIN = 0.99
 """Of the power of silence: rounding must not make absent here what is present in the graph."""
 
 
-def held(tensors: Arrays, p: Preprocessing) -> tuple[str, ...]:
+def held(tensors: Arrays, p: Preprocessing, hears: bool = False) -> tuple[str, ...]:
     """The modalities that any clip of a batch of `pipeline.DECODED_IN` may hold.
 
     `presence` itself is decided by the pipeline's graph. This is never less than that: what is
-    not named here is absent there.
+    not named here is absent there. Where the pipeline `hears`, words may be in any sound, unless
+    there is no `text` among the tensors: then none are wanted.
     """
     lengths = tensors["waveform_length"].astype(np.int64)
     waves = tensors["waveform"]
@@ -34,9 +35,11 @@ def held(tensors: Arrays, p: Preprocessing) -> tuple[str, ...]:
     power = np.square(waves, where=inside, out=np.zeros_like(waves)).sum(1, dtype=np.float64)
     mean = power / np.maximum(lengths[:, 0], 1)
     long_enough = lengths[:, 0] >= round(p.min_audio_seconds * p.sample_rate)
+    sound = bool((long_enough & (mean >= MARGIN * 10 ** (p.silence_dbfs / 10))).any())
+    texts = tensors.get("text")
     there = {
-        "audio": bool((long_enough & (mean >= MARGIN * 10 ** (p.silence_dbfs / 10))).any()),
-        "text": any(text.strip() for text in tensors["text"].flat),
+        "audio": sound,
+        "text": texts is not None and ((hears and sound) or any(t.strip() for t in texts.flat)),
         "video": bool((tensors["face_count"] > 0).any()),
     }
     return tuple(modality for modality, here in there.items() if here)

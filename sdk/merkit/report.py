@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from merkit import __version__
 from merkit.errors import InvalidInputError, MerkitError
+from merkit.hearing import Heard
 from merkit.results import Face, Prediction, Vote, no_vote
 
 THUMBNAIL = 320  # longer side of a frame in the report, in pixels
@@ -161,6 +162,8 @@ def _sections(p: Prediction) -> Iterator[str]:
     yield _section("Votes of the branches, best first", _votes(p), wide=True)
     if p.transcript is not None:
         yield _section("Words", f"<blockquote>{escape(p.transcript)}</blockquote>", wide=True)
+    if p.hearing is not None:
+        yield _section("What was heard", _heard(p.hearing), wide=True)
     if p.faces:
         yield _section(f"Faces ({len(p.faces)})", _faces(p), wide=True)
     yield _section("Time", _timings(p.timings_ms), wide=True)
@@ -268,6 +271,15 @@ def _image(frame: NDArray[Any], width: int, height: int) -> str:
         f'<image width="{width}" height="{height}" preserveAspectRatio="none" '
         f'href="data:image/jpeg;base64,{data}"/>'
     )
+
+
+def _heard(hearing: Heard) -> str:
+    spans = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in hearing.speech)
+    sure = "" if hearing.confidence is None else f"{hearing.confidence:.0%}"
+    level = "" if hearing.level_dbfs is None else f"{hearing.level_dbfs:.0f} dBFS"
+    facts = {"words by": hearing.origin, "confidence": sure, "heard in": hearing.source}
+    facts |= {"because": hearing.reason, "speech": spans or "none", "level": level}
+    return _definitions(facts | {"flags": ", ".join(hearing.flags)})
 
 
 def _timings(milliseconds: Mapping[str, float]) -> str:

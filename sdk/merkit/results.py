@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from merkit.contract import MODALITIES, Contract
 from merkit.errors import ContractMismatchError, InferenceError, NoEvidenceError
+from merkit.hearing import Heard
 from merkit.media import MediaInfo
 from merkit.pipeline import GROUP_MODALITIES
 
@@ -51,7 +52,9 @@ class Prediction:
             because nothing of what it reads was there, or it was not asked.
         modalities: what was used, in the order video, audio, text.
         contributions: for each used modality its share in the decision; sums to 1.
-        transcript: the words that were used, if any.
+        transcript: the words that were used, if any: the caller's, or those that were recognised.
+        hearing: how the words came about and what is wrong with the sound; None without sound, and
+            where the bundle does not hear or was asked not to.
         faces: the faces that were read, in time order.
         timings_ms: milliseconds by step; `total` is the whole call.
         bundle: identities: `contract_id`, `bundle_id`, `backend` and the like.
@@ -76,6 +79,7 @@ class Prediction:
     bundle: Mapping[str, str]
     not_asked: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    hearing: Heard | None = None
     picture: tuple[int, int] | None = None
     frames: Mapping[float, Array] = field(default_factory=dict, repr=False, compare=False)
 
@@ -102,6 +106,7 @@ class Prediction:
             "modalities": list(self.modalities),
             "contributions": dict(self.contributions),
             "transcript": self.transcript,
+            "hearing": self.hearing and self.hearing.to_json(),
             "faces": [
                 {"time": f.time, "box": list(f.box), "confidence": f.confidence} for f in self.faces
             ],
@@ -122,12 +127,14 @@ class Prediction:
         bundle: Mapping[str, str] | None = None,
         frames: Mapping[float, Array] | None = None,
     ) -> Prediction:
-        """Reads the first row of `pipeline.OUTCOME` and of what there is of `pipeline.DETAIL`.
+        """Reads the first row of `pipeline.OUTCOME`, and of `pipeline.DETAIL` and `pipeline.HEARD`
+        what there is; `transcript` is the caller's, where nothing says which words were used.
 
         Raises:
             ContractMismatchError: the answer was computed under another contract.
             NoEvidenceError: nothing to judge was present.
-            InferenceError: scores that are not finite, or tensors of an unexpected shape.
+            InferenceError: scores that are not finite, tensors of an unexpected shape, or a
+                malformed `hearing`.
         """
         check_contract(outputs, contract)
         row = {name: value[0] for name, value in outputs.items() if len(value)}
@@ -137,6 +144,11 @@ class Prediction:
         if not present or winner < 0:
             raise no_evidence(source, info, transcript)
         _check_scores(row, contract)
+        hearing = (
+            Heard.read(row["hearing"][0]) if {"audio", "hearing"} <= {*present, *row} else None
+        )
+        if "words" in row:
+            transcript = str(row["words"][0])
         votes = {
             voter.name: _vote(scores, contract)
             for voter, scores in zip(contract.voters, row["branch_scores"], strict=True)
@@ -153,7 +165,12 @@ class Prediction:
             timings_ms=dict(timings_ms or {}),
             bundle=dict(bundle or {}),
             not_asked=tuple(_not_asked(votes, contract, present)),
-            warnings=(*info.warnings, *_unused(info, present)),
+            warnings=(
+                *info.warnings,
+                *_unused(info, present),
+                *(hearing.notes() if hearing else ()),
+            ),
+            hearing=hearing,
             picture=(info.video.width, info.video.height) if info.video else None,
             frames=frames or {},
         )

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merkit.backends.base import Tensors, check_tensors
-from merkit.contract import MODALITIES, Contract
+from merkit.backends.base import Tensors, check_tensors, strings
+from merkit.contract import MODALITIES, Contract, Hearing
 from merkit.errors import InvalidInputError, MerkitError
-from merkit.pipeline import GROUP_MODALITIES, GROUPS, standard_contract
+from merkit.hearing import Heard, Origin
+from merkit.pipeline import GROUP_MODALITIES, GROUPS, Chain, standard_contract
 
 Answer = Mapping[str, float] | MerkitError
 
@@ -32,13 +33,18 @@ class CannedBackend:
         answers: one answer, or several to be given in turn: scores by label (each branch votes
             so), or a `MerkitError` to raise. All with the same labels.
         modalities: what it claims to have found.
+        hears: words that it claims to have recognised where no text is given; None: it is a
+            pipeline that does not hear.
 
     Attributes:
         requests: the entry tensors of each call, for assertions.
     """
 
     def __init__(
-        self, answers: Answer | Iterable[Answer], modalities: Iterable[str] = ("text",)
+        self,
+        answers: Answer | Iterable[Answer],
+        modalities: Iterable[str] = ("text",),
+        hears: str | None = None,
     ) -> None:
         listed = [answers] if isinstance(answers, Mapping | MerkitError) else list(answers)
         labels = {tuple(a) for a in listed if not isinstance(a, MerkitError)}
@@ -47,8 +53,11 @@ class CannedBackend:
                 f"answers with {len(labels)} sets of labels", "one or more answers, one set", ""
             )
         self.contract: Contract = standard_contract(
-            labels.pop() if labels else ("calm", "tense"), dict.fromkeys(GROUPS, 1)
+            labels.pop() if labels else ("calm", "tense"),
+            dict.fromkeys(GROUPS, 1),
+            chain=None if hears is None else Chain(Hearing(), tokens=1),
         )
+        self._hears = hears
         self.identity: Mapping[str, str] = {
             "contract_id": self.contract.contract_id,
             "bundle_id": "",
@@ -84,7 +93,17 @@ class CannedBackend:
             "branch_scores": branch_scores,
             "branch_contributions": np.tile(shares, (1, len(self._voters), 1)),
             "presence": self._presence,
+            **self._heard(tensors),
         }
+
+    def _heard(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
+        if self._hears is None or "text" not in tensors:
+            return {}
+        given = str(tensors["text"][0, 0])
+        words = given if given.strip() else self._hears
+        origin: Origin = "caller" if given.strip() else "recognized" if words.strip() else "none"
+        heard = Heard(origin, 1.0 if origin == "recognized" else None)
+        return {"words": strings(words), "hearing": strings(heard.text())}
 
     def close(self) -> None:
         """Nothing to release."""

@@ -222,7 +222,7 @@ def test_ensembles_are_cuts(toy_bundle: Bundle, tmp_path: Path, name: str) -> No
         tensors = dict(step.input_map)
         if step.model_name == CONSTANTS:
             assert set(step.output_map) == set(found.constants)
-            assert contract.tensors[tensors[BATCH]].shape == ("batch", 1)
+            assert contract.tensors[tensors[BATCH["int64"]]].shape == ("batch", 1)
         else:
             tensors.pop(AFTER, None)
             assert tensors == {n: n for n in contract.step(step.model_name).inputs}

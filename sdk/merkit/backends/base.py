@@ -38,11 +38,13 @@ class Backend(Protocol):
 
         Args:
             tensors: `pipeline.BYTES_IN` or `pipeline.DECODED_IN`, batch first. Strings are
-                object arrays of str; an absent clip or text is of zero length or "".
+                object arrays of str; an absent clip or text is of zero length or "". A pipeline
+                that hears writes the words of a blank text, unless `text` is left out.
             timings: where given, filled with milliseconds by step or phase.
 
         Returns:
-            `pipeline.OUTCOME`, and of `pipeline.DETAIL` what was computed on the way.
+            `pipeline.OUTCOME`, and of `pipeline.DETAIL` and `pipeline.HEARD` what was computed
+            on the way.
         """
         ...
 
@@ -66,6 +68,10 @@ DTYPES = {
 LENGTHS = {
     "face_count": "faces",
     "waveform_length": "samples",
+    "speech_length": "speech_samples",
+    "mixture_length": "speech_samples",
+    "token_count": "said",
+    "word_count": "words_said",
     "text_length": "tokens",
     "joint_length": "joint_tokens",
 }

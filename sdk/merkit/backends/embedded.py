@@ -18,14 +18,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from merkit.backends.base import Tensors, check_tensors
-from merkit.backends.entries import complete
+from merkit.backends.entries import complete, wanted
 from merkit.backends.lazy import pull_votes, step_costs
 from merkit.backends.providers import open_steps
 from merkit.backends.walk import Walk
 from merkit.bundle import RESTORE, Bundle
 from merkit.contract import StepSpec
 from merkit.errors import BundleCorruptError, InferenceError, InvalidInputError, MerkitError
-from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, OUTCOME, cut
+from merkit.pipeline import BYTES_IN, DECODED_IN, OUTCOME, cut
 
 Array = NDArray[Any]
 
@@ -90,28 +90,28 @@ class EmbeddedBackend:
         check_tensors(self.contract, tensors)
         steps = self.contract.steps
         made = {name for step in steps for name in step.outputs}
-        wanted = (*OUTCOME, *(DETAIL if "clip" in tensors else ()))
+        asked = wanted(self.contract, tensors)
         values, told = dict(complete(self.contract, tensors)), {} if timings is None else timings
         if self._costs is not None and "branch_scores" not in tensors:
             pull_votes(
                 self.contract, self._costs, values, lambda p, v: Walk(self, p, v, told).run()
             )
-        plan = cut(steps, values.keys(), [name for name in wanted if name in made])
+        plan = cut(steps, values.keys(), [name for name in asked if name in made])
         Walk(self, plan, values, told).run()
-        return {name: values[name] for name in wanted if name in values}
+        return {name: values[name] for name in asked if name in values}
 
     def compute(
-        self, tensors: Tensors, wanted: Sequence[str], timings: dict[str, float] | None = None
+        self, tensors: Tensors, names: Sequence[str], timings: dict[str, float] | None = None
     ) -> dict[str, Array]:
         """Any tensors of the pipeline, from any from which they can be computed.
 
         Raises as `infer`, and InvalidInputError where they cannot.
         """
         check_tensors(self.contract, tensors)
-        values = dict(tensors)
-        plan = cut(self.contract.steps, values.keys(), wanted)
+        values = dict(complete(self.contract, tensors))
+        plan = cut(self.contract.steps, values.keys(), names)
         Walk(self, plan, values, {} if timings is None else timings).run()
-        return {name: values[name] for name in wanted}
+        return {name: values[name] for name in names}
 
     def run_step(self, step: StepSpec, given: Tensors) -> dict[str, Array]:
         """Runs one step on its inputs, whatever its kind; errors are merkit's."""

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from merkit.backends.base import Tensors, check_tensors
 from merkit.contract import Contract
 from merkit.errors import InvalidInputError
-from merkit.pipeline import DECODED_IN, MODALITY_IN, entry_points, prune, subset_name
+from merkit.pipeline import (
+    DECODED_IN,
+    DETAIL,
+    HEARD,
+    MODALITY_IN,
+    OUTCOME,
+    entry_points,
+    prune,
+    subset_name,
+)
 from merkit.presence import absent, held
 
 DIGITS = 8
@@ -32,8 +41,7 @@ def choose(contract: Contract, tensors: Tensors) -> tuple[str, Tensors]:
     """
     points = entry_points(contract)
     check_tensors(contract, tensors)
-    if set(tensors) == set(DECODED_IN):
-        present = held(tensors, contract.preprocessing) or tuple(MODALITY_IN)
+    if present := _present(contract, tensors):
         entry = points[subset_name(present)]
         return entry.name, {name: tensors[name] for name in entry.inputs}
     for entry in points.values():
@@ -44,6 +52,24 @@ def choose(contract: Contract, tensors: Tensors) -> tuple[str, Tensors]:
         "; or ".join(", ".join(entry.inputs) for entry in points.values()),
         "give one of these sets",
     )
+
+
+def wanted(contract: Contract, tensors: Tensors) -> tuple[str, ...]:
+    """What is to be computed of `tensors`: as much as their entry point on a server gives."""
+    detail = DETAIL if "clip" in tensors else ()
+    hears = contract.hearing is not None and "text" in tensors
+    if hears and (present := _present(contract, tensors)):
+        hears = "text" in present
+    return (*OUTCOME, *detail, *(HEARD if hears else ()))
+
+
+def _present(contract: Contract, tensors: Tensors) -> tuple[str, ...]:
+    """The modalities of decoded clips, whose words may not be wanted; none of other tensors."""
+    names = set(tensors)
+    if names not in (set(DECODED_IN), set(DECODED_IN) - {"text"}):
+        return ()
+    found = held(tensors, contract.preprocessing, contract.hearing is not None)
+    return found or tuple(m for m in MODALITY_IN if names.issuperset(MODALITY_IN[m]))
 
 
 def complete(contract: Contract, tensors: Tensors) -> Tensors:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from merkit.backends.base import Tensors
 from merkit.backends.breaker import CircuitBreaker
-from merkit.backends.entries import ModelNames, choose, names_of, suffix_of
+from merkit.backends.entries import ModelNames, choose, names_of, suffix_of, wanted
 from merkit.backends.grpc_errors import retried, translate
 from merkit.backends.loop import Loop
 from merkit.backends.security import Security, speaks_tls
@@ -39,7 +39,7 @@ from merkit.errors import (
     ServerNotReadyError,
     ServerUnavailableError,
 )
-from merkit.pipeline import OUTCOME
+from merkit.pipeline import DETAIL, OUTCOME
 
 Array = NDArray[Any]
 
@@ -158,7 +158,8 @@ class TritonBackend:
             return await self._client.infer(model, inputs, priority=self._priority, **options)
 
         given = {name: tensors[name] for name in OUTCOME if name in tensors}
-        outputs = given | self._outputs(self._guarded(call), set(OUTCOME) - set(given))
+        said = set(wanted(self.contract, tensors)) - set(DETAIL)
+        outputs = given | self._outputs(self._guarded(call), said - set(given))
         if timings is not None:
             timings["request"] = (time.perf_counter() - start) * 1e3
         return outputs

@@ -127,6 +127,9 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--lazy", action="store_true", help="skip branches whose votes cannot change the label"
     )
+    predict.add_argument(
+        "--no-hear", action="store_true", help="recognise no words in clips without --text"
+    )
     predict.add_argument("--yunet", type=Path, metavar="PATH", help="find faces with this model")
     access.add_options(predict)
     predict.set_defaults(run=_predict)
@@ -138,7 +141,7 @@ def _predict(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     failed = False
     with _client(args) as client:
         clips = list(_clips(args))
-        answers = client.predict_many(clips, keep_frames=report is not None)
+        answers = client.predict_many(clips, keep_frames=report is not None, hear=not args.no_hear)
         with closing(answers):
             for clip, answer in zip(clips, answers, strict=True):
                 failed |= isinstance(answer, MerkitError)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from textwrap import wrap
 
 from merkit.contract import MODALITIES
+from merkit.hearing import Heard
 from merkit.results import Prediction, no_vote
 
 BAR = 28
@@ -54,6 +55,8 @@ def _lines(p: Prediction, unicode: bool) -> Iterator[str]:
         yield f"  faces      {len(p.faces)}{span}"
     if p.transcript is not None:
         yield f"  words      {shortened(printable(p.transcript))}"
+    if p.hearing is not None:
+        yield f"  heard      {_heard(p.hearing)}"
     yield f"  timings    {timings(p.timings_ms)}"
     identity = ", ".join(p.bundle[k] for k in ("name", "backend") if k in p.bundle)
     yield f"  bundle     {p.bundle.get('bundle_id', '')[:8]} ({identity})"
@@ -81,6 +84,18 @@ def _used(p: Prediction) -> str:
     used = [f"{m} {p.contributions[m]:.0%}" for m in p.modalities]
     unused = [m for m in MODALITIES if m not in p.modalities]
     return ", ".join(used) + (f"  (without {' and '.join(unused)})" if unused else "")
+
+
+def _heard(hearing: Heard) -> str:
+    """Where the words come from, how sure they are, and for how long somebody speaks."""
+    said = {
+        "caller": "words were given",
+        "recognized": f"words recognised, {hearing.confidence or 0:.0%} sure",
+        "none": "no words",
+    }[hearing.origin]
+    listened = "" if hearing.source == "original" else f" in {hearing.source}"
+    spoken = sum(end - begin for begin, end in hearing.speech)
+    return f"{said}{listened}; somebody speaks for {spoken:.1f} s"
 
 
 def timings(milliseconds: Mapping[str, float]) -> str:

@@ -62,7 +62,10 @@ def step_identity(bundle: Bundle, step: StepSpec) -> str:
         return stated
     contract = bundle.contract
     wire = {name: asdict(contract.tensors[name]) for name in (*step.inputs, *step.outputs)}
-    return _digest([stated, asdict(step), wire, asdict(contract.preprocessing)])
+    constants = [asdict(contract.preprocessing)]
+    if contract.hearing is not None:
+        constants.append(asdict(contract.hearing))
+    return _digest([stated, asdict(step), wire, *constants])
 
 
 def _digest(value: object) -> str:

@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merkit.contract import Contract
+from merkit.contract import Contract, DType
 from merkit.presence import absent
 from merkit.serving.runner import to_bytes
 
-BATCH = "of"
-"""Its input, int64 [batch, 1]: any such tensor of the clips."""
+BATCH: Mapping[DType, str] = {"int64": "of", "string": "of_text"}
+"""Its inputs by type, [batch, 1] each: any such tensor of the clips, of either type."""
 
 
 class ConstantsModel:
@@ -35,7 +35,8 @@ class ConstantsModel:
         return [self._respond(request, pb) for request in requests]
 
     def _respond(self, request: Any, pb: Any) -> Any:
-        batch = len(pb.get_input_tensor_by_name(request, BATCH).as_numpy())
+        given = [pb.get_input_tensor_by_name(request, name) for name in BATCH.values()]
+        (batch,) = {len(tensor.as_numpy()) for tensor in given if tensor is not None}
         tensors = []
         for name in request.requested_output_names():
             value = absent(self.contract, name, batch)

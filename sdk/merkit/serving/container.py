@@ -8,6 +8,9 @@ entry reads what the host decided out of the environment and becomes tritonserve
                            files: see `merkit.serving.guard.Protection`
     MERKIT_TRACE_URL, MERKIT_TRACE_RATE
                            see `merkit.serving.guard.Tracing`
+    MERKIT_TRUSTED_KEYS    public keys, one of which must have signed each bundle there
+
+Each bundle's files are hashed first: one that was changed, or failed its gate, is not served.
 
 Further arguments are tritonserver's own and come last.
 """
@@ -19,7 +22,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from merkit.admission import TRUSTED_KEYS, configured_keys
 from merkit.errors import InvalidInputError, MerkitError
+from merkit.serving.admitted import admit_repository
 from merkit.serving.control import entries_below
 from merkit.serving.guard import METRICS, Protection, Tracing
 
@@ -31,7 +36,9 @@ EXIT_SECONDS = 20
 def command(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> list[str]:
     """The whole command line of tritonserver.
 
-    Raises InvalidInputError for files and settings that cannot be used.
+    Raises:
+        InvalidInputError: files and settings that cannot be used.
+        BundleError: a bundle in the repository may not run here, see `admit_repository`.
     """
 
     def file(name: str) -> Path | None:
@@ -48,11 +55,13 @@ def command(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> li
     if url := environment.get("MERKIT_TRACE_URL"):
         tracing = Tracing(url, _rate(environment.get("MERKIT_TRACE_RATE") or "1000")).flags()
     repository = environment.get("MERKIT_REPOSITORY") or REPOSITORY
+    models = _models(repository)
+    _admit(repository, configured_keys(environment))
     return [
         "tritonserver",
         f"--model-repository={repository}",
         "--model-control-mode=explicit",
-        *(f"--load-model={name}" for name in _models(repository)),
+        *(f"--load-model={name}" for name in models),
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={EXIT_SECONDS}",
         *METRICS,
@@ -73,6 +82,17 @@ def _models(repository: str) -> list[str]:
         "a rendered repository",
         "mount one there, or set MERKIT_REPOSITORY",
     )
+
+
+def _admit(repository: str, keys: Sequence[str] | None) -> None:
+    if "://" not in repository:
+        admit_repository(Path(repository), keys)
+    elif keys is not None:
+        raise InvalidInputError(
+            f"{TRUSTED_KEYS} is set, and {repository} cannot be looked into before it is served",
+            "a folder, whose signatures can be checked",
+            "fetch the repository in an init container, or leave the keys out",
+        )
 
 
 def _rate(text: str) -> int:

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from merkit.bundle import Bundle
-from merkit.contract import Contract, StepSpec, TensorSpec, canonical
+from merkit.contract import Contract, DType, StepSpec, TensorSpec, canonical
 from merkit.errors import InvalidInputError
 from merkit.pipeline import Cut, EntryPoint, entry_points, prune, views
 from merkit.serving.batching import wire
@@ -29,8 +29,11 @@ the first fails before the second is scheduled: the front end holds its request'
 for the ensemble's, the failing step the other way round, and the model never answers again. Bad
 clips fail fast, so each ensemble starts with one step, and the others wait for it.
 """
-COLUMN = TensorSpec("int64", ("batch", 1))
-"""A small tensor by which one step can wait for another, or count the clips of a batch."""
+
+
+def column(kind: DType = "int64") -> TensorSpec:
+    """A small tensor by which one step can wait for another, or count the clips of a batch."""
+    return TensorSpec(kind, ("batch", 1))
 
 
 def rendered_entries(contract: Contract, deployment: Deployment) -> dict[str, EntryPoint]:
@@ -112,7 +115,7 @@ def _scheduling(
         counted = _batch_column(contract, entry, found.steps)
         made = [counted in step["output_map"] for step in steps]
         place = made.index(True) + 1 if any(made) else 0
-        steps.insert(place, _constants(counted, found.constants, names))
+        steps.insert(place, _constants(contract, counted, found.constants, names))
     roots = [step for step in steps if set(step["input_map"].values()) <= set(entry.inputs)]
     python = {names.models[step.name] for step in contract.steps if step.kind == "python"}
     for other in roots[1:]:
@@ -137,11 +140,13 @@ def _map(step: StepSpec, used: Collection[str], names: Names) -> dict[str, Any]:
     }
 
 
-def _constants(counted: str, constants: Collection[str], names: Names) -> dict[str, Any]:
+def _constants(
+    contract: Contract, counted: str, constants: Collection[str], names: Names
+) -> dict[str, Any]:
     return {
         "model_name": names.models[CONSTANTS],
         "model_version": -1,
-        "input_map": {BATCH: counted},
+        "input_map": {BATCH[contract.tensors[counted].dtype]: counted},
         "output_map": {tensor: tensor for tensor in constants},
     }
 
@@ -151,9 +156,10 @@ def _batch_column(contract: Contract, entry: EntryPoint, steps: Collection[StepS
     then need not wait for it, or of what comes in."""
     first = [step for step in steps if set(step.inputs) <= set(entry.inputs)]
     made = [name for step in first if step.kind == "python" for name in step.outputs]
-    for name in (*made, *entry.inputs):
-        if contract.tensors[name] == COLUMN:
-            return name
+    for kind in BATCH:
+        for name in (*made, *entry.inputs):
+            if contract.tensors[name] == column(kind):
+                return name
     raise InvalidInputError(
         f"the ensemble {entry.name!r} has constants but nothing to count clips by",
         "an input of shape [batch, 1]",
@@ -163,5 +169,5 @@ def _batch_column(contract: Contract, entry: EntryPoint, steps: Collection[StepS
 
 def _column(contract: Contract, scheduled: Mapping[str, Any]) -> str | None:
     """A column that a scheduled step makes and others read."""
-    columns = (t for t in scheduled["output_map"] if contract.tensors[t] == COLUMN)
+    columns = (t for t in scheduled["output_map"] if contract.tensors[t] == column())
     return next(columns, None)

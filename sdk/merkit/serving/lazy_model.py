@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.backends.base import Tensors
-from merkit.backends.entries import complete
+from merkit.backends.entries import complete, wanted
 from merkit.backends.grpc_errors import FULL
 from merkit.backends.lazy import pull_votes, step_costs
 from merkit.backends.walk import Timed, Walk
 from merkit.bundle import Bundle
 from merkit.contract import Contract, StepSpec
 from merkit.errors import InferenceError, MerkitError
-from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, OUTCOME, cut
+from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, HEARD, OUTCOME, cut
 from merkit.serving.batching import wire
 from merkit.serving.config import Names, config_text
 from merkit.serving.ensembles import bundle_parameters
@@ -37,7 +37,6 @@ Array = NDArray[Any]
 NAME = "merkit_lazy"
 INPUTS = tuple(dict.fromkeys((*BYTES_IN, *DECODED_IN)))
 """A clip's bytes and words, or what was decoded of it; each is optional."""
-OUTPUTS = OUTCOME + DETAIL
 CLIPS = 64  # that may be under way at once
 STEPS = 2 * CLIPS  # threads for steps beside the clips' own
 
@@ -77,14 +76,14 @@ class LazyModel:
     def infer(self, tensors: Tensors) -> dict[str, Array]:
         """The outcome of entry tensors, and of the detail what was made on the way."""
         values = dict(complete(self.contract, tensors))
-        wanted = (*OUTCOME, *(DETAIL if "clip" in tensors else ()))
+        asked = wanted(self.contract, tensors)
 
         def walk(plan: Sequence[StepSpec], found: dict[str, Array]) -> None:
             Walk(self, plan, found, {}).run()
 
         pull_votes(self.contract, self.costs, values, walk)
-        walk(cut(self.contract.steps, values.keys(), wanted), values)
-        return {name: values[name] for name in wanted}
+        walk(cut(self.contract.steps, values.keys(), asked), values)
+        return {name: values[name] for name in asked}
 
     def _answer(self, request: Any, sender: Any) -> None:
         import triton_python_backend_utils as pb
@@ -158,7 +157,7 @@ def lazy_config(bundle: Bundle, names: Names) -> str:
         "backend": "python",
         "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
         "input": [{**tensor, "optional": True} for tensor in wire(tensors, INPUTS)],
-        "output": wire(tensors, OUTPUTS),
+        "output": wire(tensors, OUTCOME + DETAIL + (HEARD if bundle.contract.hearing else ())),
     }
     return config_text(config, parameters)
 

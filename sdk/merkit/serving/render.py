@@ -19,7 +19,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from merkit.bundle import DEPLOYMENT_NAMES, MANIFEST, SAMPLES, SIGNATURES, Bundle
-from merkit.contract import MODALITIES, StepSpec, canonical
+from merkit.contract import MODALITIES, Contract, StepSpec, canonical
 from merkit.errors import InvalidInputError
 from merkit.media.limits import Limits
 from merkit.pipeline import absent_tensors
@@ -44,7 +44,7 @@ from merkit.serving.deployment import (
 )
 from merkit.serving.ensembles import (
     AFTER,
-    COLUMN,
+    column,
     ensemble_config,
     parallel_steps,
     rendered_entries,
@@ -215,10 +215,19 @@ def constants_config(bundle: Bundle, names: Names) -> str:
         "name": names.models[CONSTANTS],
         "backend": "python",
         "instance_group": [{"count": 1, "kind": KINDS["cpu"]}],
-        "input": wire({BATCH: COLUMN}, [BATCH]),
+        "input": _countable(contract),
         "output": wire(contract.tensors, made),
     }
     return config_text(config, parameters | {"contract_id": contract.contract_id})
+
+
+def _countable(contract: Contract) -> list[dict[str, Any]]:
+    """What clips are counted by. Words alone are counted as such, where only hearing makes their
+    lengths, so then either may be left out."""
+    lengths, texts = (wire({name: column(kind)}, [name]) for kind, name in BATCH.items())
+    if contract.hearing is None:
+        return lengths
+    return [{**tensor, "optional": True} for tensor in (*lengths, *texts)]
 
 
 def constant_tensors(bundle: Bundle) -> set[str]:

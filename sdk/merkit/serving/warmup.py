@@ -10,26 +10,31 @@ make is of one shape, and stood for by numbers.
 from __future__ import annotations
 
 import io
+import json
 import struct
 import wave
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from merkit.backends.base import strings
+from merkit.backends.base import DTYPES, strings
 from merkit.backends.sessions import CPU, open_session
 from merkit.bundle import Bundle
 from merkit.contract import Contract, StepSpec, TensorSpec
 from merkit.errors import ClipNotFoundError
 from merkit.ort import import_onnxruntime
 from merkit.presence import empty
+from merkit.speech.punctuate import split_words
+from merkit.speech.quality import assess
 
 Arrays = dict[str, NDArray[Any]]
 USUAL_SECONDS = 3.0
 WORDS = "well, this is it"
+TOKENS_PER_SECOND = 8  # of fast speech
 HEIGHT, WIDTH = 360, 640  # of generated frames, in pixels
 
 
@@ -168,7 +173,7 @@ def _walked(bundle: Bundle, given: Arrays) -> Arrays:
     """`given` and what the steps before the encoders make of it; numbers for all the rest."""
     from merkit.steps import REGISTRY
 
-    contract, values = bundle.contract, dict(given)
+    contract, values = bundle.contract, _listened(bundle.contract, given)
     read = {name for step in contract.steps for name in step.inputs}
     stood_for: set[str] = set()
     for step in contract.steps:
@@ -183,6 +188,37 @@ def _walked(bundle: Bundle, given: Arrays) -> Arrays:
         else:
             values |= open_session(import_onnxruntime(), bundle, step, [CPU], 1)(values)
     return values
+
+
+def _listened(contract: Contract, given: Arrays) -> Arrays:
+    """`given`, and where the pipeline hears, the sound on its way to be recognised: graphs must
+    meet sounds as long as may come, whatever the clip at hand says."""
+    if contract.hearing is None:
+        return dict(given)
+    sound, length, text = given["waveform"], given["waveform_length"], given["text"]
+    words = np.array([[len(split_words(str(text[0, 0])))]], np.int64)
+    places = 1 + int(length[0, 0] * TOKENS_PER_SECOND // contract.preprocessing.sample_rate)
+    made = {
+        **given,
+        "text": strings(""),
+        "speech": sound,
+        "speech_length": length,
+        "mixture_length": length,
+        "quality": strings(json.dumps(asdict(assess(sound[0])), allow_nan=False)),
+        "sources": np.repeat(sound[:, None] / np.float32(2), 2, axis=1),
+        "transcript": text,
+        "word_ids": np.zeros((1, max(1, words[0, 0])), np.int64),
+        "word_count": words,
+        "cleaned": sound,
+    }
+    sizes = {"said": places, "words_said": max(1, int(words[0, 0]))}
+    for name in {"token_logs", "token_count", "mark_scores"} & contract.tensors.keys():
+        spec = contract.tensors[name]
+        shape = [1, *(size if isinstance(size, int) else sizes[size] for size in spec.shape[1:])]
+        made[name] = np.zeros(shape, DTYPES[spec.dtype])
+    made["token_count"] += places
+    made["token_logs"] -= np.float32(np.log(made["token_logs"].shape[-1]))
+    return {n: value for n, value in made.items() if n in contract.tensors}
 
 
 def _numbers(spec: TensorSpec) -> NDArray[Any]:

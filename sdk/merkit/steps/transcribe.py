@@ -12,13 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
 from merkit.contract import Contract, Hearing
 from merkit.errors import BundleCorruptError, InvalidInputError, MerkitError
-from merkit.hearing import Heard
+from merkit.hearing import Heard, Source
 from merkit.speech.decode import Hypothesis, beam
 from merkit.speech.ngram import read_arpa
 from merkit.speech.punctuate import Punctuator
@@ -70,7 +70,7 @@ class Transcribe:
         given = dict(zip(self.inputs, take(tensors, self.contract, *self.inputs), strict=True))
         rows = range(len(given["text"]))
         found = [self._row({name: value[i] for name, value in given.items()}) for i in rows]
-        made = {
+        made: dict[str, Array] = {
             "transcript": np.array([[text] for text, _, _ in found], dtype=np.object_),
             "hearing": np.array([[heard.text()] for _, heard, _ in found], dtype=np.object_),
         }
@@ -90,14 +90,15 @@ class Transcribe:
         told, warnings = _quality(as_text(row["quality"][0]))
         readings = self._readings(row, warnings)
         choice = self._choice(readings, warnings)
-        best = readings[0 if choice.source is None else choice.source + 1]
+        chosen = 0 if choice.source is None else choice.source + 1
+        best = readings[chosen]
         text = self.vocabulary.decode(best.ids) if best else ""
         cleaned = self._cleaned(row, choice, warnings) if self.cleans else np.zeros(0, np.float32)
         heard = replace(
             told,
             origin="caller" if caller.strip() else "recognized" if text.strip() else "none",
             confidence=best.confidence if best and text.strip() and not caller.strip() else None,
-            source=choice.name,
+            source=get_args(Source)[chosen],
             reason=choice.reason,
             similarities=choice.similarities or None,
             warnings=tuple(warnings),
@@ -107,14 +108,14 @@ class Transcribe:
     def _readings(self, row: Mapping[str, Array], warnings: list[str]) -> list[Hypothesis | None]:
         """The best transcript of each sound; None of what was not recognised, or failed."""
         found: list[Hypothesis | None] = []
-        marks = {"end": self.vocabulary.end, "silent": self.vocabulary.silent}
+        end, silent = self.vocabulary.end, self.vocabulary.silent
         for number, count in enumerate(row["token_count"].tolist()):
             name = f"voice {number - 1}" if number else "the sound"
             best = None
             if count > 0:
                 logs = row["token_logs"][number, :count]
                 try:
-                    heard = beam(logs, count, self.hearing.beam, **marks)
+                    heard = beam(logs, count, self.hearing.beam, end=end, silent=silent)
                     best = self._ordered(heard)[0] if heard else None
                 except InvalidInputError:
                     warnings.append(f"the recogniser failed on {name}, so it was left out")
