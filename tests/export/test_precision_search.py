@@ -17,19 +17,22 @@ import pytest
 import merkit
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.bundle import Bundle, open_bundle
-from merkit.errors import InvalidInputError
+from merkit.errors import InvalidInputError, MerkitError
+from merkit.pipeline import GROUPS, standard_contract
 from merkit.serving.batching import permitted
 from merkit.serving.deployment import Deployment
 from merkit_export import build as building
 from merkit_export.cli import main
 from merkit_export.graphs import step_digest
-from merkit_export.precision import admit, table
-from merkit_export.precision.choose import Plan, choose, entries
+from merkit_export.precision import admit, material, table
+from merkit_export.precision.choose import Plan, _hold, choose, entries
 from merkit_export.precision.judge import Judge, Verdict
 from merkit_export.precision.kinds import PRECISIONS, TARGETS, candidates, searched_steps, target
 from merkit_export.precision.material import corpus_material, made_up_material, same_corpus
 from merkit_export.precision.search import Budget, Journal, Outcome, Search, Trial
 from merkit_export.precision.variants import Calibration, Maker, variant
+from merkit_training.corpus import Clip
+from merkit_training.labels import MER6
 
 ENCODERS = (
     "face_encoder",
@@ -165,12 +168,16 @@ class Greedy(Search):
         self.judge = SimpleNamespace(material=SimpleNamespace(truth=truth))  # type: ignore[assignment]
         self.maker = SimpleNamespace(target=TARGETS["cuda"])  # type: ignore[assignment]
 
+    rise = 0.0  # of the calibration error, for each lossy step
+
     def _verdict(self, choice: Mapping[str, str]) -> Verdict:
-        lost = sum(self.costs[step] for step, p in choice.items() if p != "fp32")
-        return Verdict(0.8 - lost / 100, 1.0, 0.0)
+        lossy = [step for step, p in choice.items() if p != "fp32"]
+        lost = sum(self.costs[step] for step in lossy)
+        return Verdict(0.8 - lost / 100, 1.0, 0.0, 0.1 + self.rise * len(lossy))
 
 
 def trial(step: str, precision: str = "int8-qdq", ms: float | None = 1.0, **more: Any) -> Trial:
+    more = {"cosine": 1.0, **more}
     return Trial(step, precision, 1, ms, None if ms is None else 10.0, 0.8, 1.0, **more)
 
 
@@ -189,6 +196,50 @@ def test_what_is_slower_or_refused_is_not_taken() -> None:
     chosen, refusals = search._choose({"a": "fp32", "b": "fp32"}, trials)
     assert set(chosen.values()) == {"fp32"}
     assert refusals == {"a int8-qdq": "no faster than the reference"}
+
+
+def test_nothing_is_taken_that_the_gate_would_refuse() -> None:
+    search = Greedy({"a": 0, "b": 0, "c": 0}, Budget(ece=0.015))
+    search.rise = 0.01
+    trials = [trial("a", cosine=0.94), trial("b", ms=2.0, cosine=0.96), trial("c", ms=3.0)]
+    trials.append(trial("a", "int4-weight", ms=4.0, cosine=float("nan")))
+    chosen, refusals = search._choose(dict.fromkeys("abc", "fp32"), trials)
+    assert chosen == {"a": "fp32", "b": "int8-qdq", "c": "fp32"}
+    assert "below 0.95" in refusals["a int8-qdq"]
+    assert "below 0.9" in refusals["a int4-weight"]
+    assert "calibration error rises by 0.0200" in refusals["c int8-qdq"]
+
+
+def test_the_whole_is_held_to_the_gates_calibration() -> None:
+    good, bad = Verdict(0.8, 1.0, 0.0, 0.1), Verdict(0.8, 1.0, 0.0, 0.13)
+    outcome = Outcome({}, (), good, good, 1, True, Budget(), {})
+    _hold(outcome)
+    with pytest.raises(MerkitError, match=r"calibration error rises by 0\.0300"):
+        _hold(replace(outcome, final=bad))
+
+
+def test_what_onnxruntime_cannot_run_is_refused_and_tried_again_later(tmp_path: Path) -> None:
+    class FailError(Exception):
+        """As onnxruntime's: of Python's Exception alone."""
+
+    FailError.__module__ = "onnxruntime.capi.onnxruntime_pybind11_state"
+    search = Greedy({}, Budget())
+    search._journal = Journal(tmp_path / "journal.jsonl")
+    search._key = lambda *_: "key"  # type: ignore[method-assign,assignment]
+    search.judge.timed = True
+    for error in (FailError("no kernel\nmore"), KeyError("a fault of ours")):
+        search.maker = SimpleNamespace(  # type: ignore[assignment]
+            path=lambda *_: tmp_path / "model.onnx",
+            make=lambda *_, error=error: (_ for _ in ()).throw(error),
+        )
+        step = SimpleNamespace(name="face_encoder")
+        if isinstance(error, KeyError):
+            with pytest.raises(KeyError):
+                search._try(step, PRECISIONS["fp16"], None)  # type: ignore[arg-type]
+        else:
+            found = search._try(step, PRECISIONS["fp16"], None)  # type: ignore[arg-type]
+            assert found.refused == "ONNX Runtime cannot run it (no kernel)"
+            assert search._journal.find("key") is None
 
 
 def test_untimed_precisions_follow_the_targets_order() -> None:
@@ -241,6 +292,30 @@ def test_a_trained_run_needs_its_own_corpus(exported: Bundle, tmp_path: Path) ->
         same_corpus(tmp_path, "0" * 64)
     with pytest.raises(InvalidInputError, match="no clips of the split 'val'"):
         corpus_material(tmp_path, "val", 0, exported.contract, tmp_path / "cache")
+
+
+def test_fewer_clips_of_a_stopped_search_are_not_taken_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract = standard_contract(MER6, dict.fromkeys(GROUPS, 1))
+    corpus = tmp_path / "corpus"
+    known = [Clip(f"c{i}", None, i % 2, f"word {i}", "en", {}) for i in range(5)]
+    monkeypatch.setattr(material, "clip_splits", lambda _: ("train", "val"))
+    monkeypatch.setattr(material, "classes_of", lambda _: contract.labels)
+    monkeypatch.setattr(material, "read_clips", lambda *_: known)
+    made = made_up_material(contract, 3).read(0)
+    monkeypatch.setattr(material, "look", lambda *_: SimpleNamespace(tensors=made))
+    corpus.mkdir()
+    for card in ("{}", '{"seed": 1}'):  # another corpus decodes its own
+        (corpus / "card.json").write_text(card)
+        before = len(list(tmp_path.rglob("*.npz")))
+        for limit in (2, 3, 0):
+            found = corpus_material(corpus, "val", limit, contract, tmp_path / "cache")
+            words = [str(clip["text"][0, 0]) for clip in found]
+            assert words == [f"word {name[1:]}" for name in found.names]
+            assert found.truth is not None
+            assert found.truth.tolist() == [int(name[1:]) % 2 for name in found.names]
+        assert len(list(tmp_path.rglob("*.npz"))) == before + len(known)
 
 
 def test_the_reference_is_never_a_candidate_file(exported: Bundle, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from merkit_export.precision.kinds import PRECISIONS, REFERENCE, target
 from merkit_export.precision.material import Material
 from merkit_export.precision.search import Budget, Outcome, Say, Search
 from merkit_export.precision.variants import Calibration, Maker, variant
-from merkit_training.metrics import waf
+from merkit_training.metrics import ece, waf
 
 
 def cores() -> int:
@@ -142,13 +142,14 @@ def _whole(judge: Judge, bundle: Bundle, files: dict[str, Path]) -> Verdict:
     backends = [
         EmbeddedBackend(variant(bundle, paths), ["cpu"], judge.threads) for paths in ({}, files)
     ]
-    truth, labels, shifts = judge.material.truth, [], []
+    truth, labels, scores, shifts = judge.material.truth, [], [], []
     try:
         progress = tqdm(judge.material, "whole pipeline", unit="clip", disable=None, leave=False)
         for clip in progress:
             before, after = (backend.infer(clip) for backend in backends)
             best = int(before["label"][0])
             labels.append((best, int(after["label"][0])))
+            scores.append(after["scores"][0].astype(np.float64))
             shifts.append(abs(float(after["scores"][0][best] - before["scores"][0][best])))
             if not np.isfinite(after["scores"]).all():
                 raise MerkitError(
@@ -160,10 +161,12 @@ def _whole(judge: Judge, bundle: Bundle, files: dict[str, Path]) -> Verdict:
         for backend in backends:
             backend.close()
     pairs = np.array(labels)
-    score = None
+    score = error = None
     if truth is not None:
         score = waf(truth, np.maximum(pairs[:, 1], 0), len(judge.contract.labels))
-    return Verdict(score, float((pairs[:, 0] == pairs[:, 1]).mean()), float(np.mean(shifts)))
+        error = ece(truth, np.stack(scores))
+    agreement = float((pairs[:, 0] == pairs[:, 1]).mean())
+    return Verdict(score, agreement, float(np.mean(shifts)), error)
 
 
 def _hold(found: Outcome) -> None:
@@ -171,10 +174,14 @@ def _hold(found: Outcome) -> None:
     if not found.trained:
         return
     lost = 100 * ((found.reference.waf or 0.0) - (found.final.waf or 0.0))
-    if lost > found.budget.waf or found.final.agreement < found.budget.agreement:
+    risen = (found.final.ece or 0.0) - (found.reference.ece or 0.0)
+    budget = found.budget
+    if lost > budget.waf or found.final.agreement < budget.agreement or risen > budget.ece:
         raise MerkitError(
-            f"together the chosen precisions lose {lost:.2f} points of WAF, and "
-            f"{found.final.agreement:.2%} of the labels agree",
-            f"at most {found.budget.waf} points and at least {found.budget.agreement:.0%}",
+            f"together the chosen precisions lose {lost:.2f} points of WAF, "
+            f"{found.final.agreement:.2%} of the labels agree, and the calibration error rises by "
+            f"{risen:.4f}",
+            f"at most {budget.waf:g} points, at least {budget.agreement:.0%}, and at most "
+            f"{budget.ece:g}",
             "give a tighter budget, or leave a precision out with --precisions",
         )

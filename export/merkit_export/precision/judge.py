@@ -27,7 +27,7 @@ from merkit_export import samples
 from merkit_export.precision.material import Material
 from merkit_export.precision.variants import variant
 from merkit_export.walk import Values, bundle_steps, walk
-from merkit_training.metrics import waf
+from merkit_training.metrics import ece, waf
 
 TIMED_CLIPS = 8
 ROUNDS = 5
@@ -46,6 +46,8 @@ class Verdict:
     """Share of clips with the reference's label."""
     shift: float
     """Mean change of the winning label's probability."""
+    ece: float | None = None
+    """Expected calibration error; None where there is no task."""
 
 
 class Judge:
@@ -138,6 +140,7 @@ class Judge:
             None if truth is None else waf(truth, np.maximum(labels, 0), len(self.contract.labels)),
             float(np.mean(labels == wanted)),
             float(found.mean()),
+            None if truth is None else ece(truth, scores.astype(np.float64)),
         )
 
     def cosine(self, step: StepSpec, rows: NDArray[Any], reference: NDArray[Any]) -> float:

@@ -7,9 +7,10 @@ weights) has no task: there, made-up clips show how far a precision bends the fe
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from merkit.bundle import sha256_file
-from merkit.contract import Contract
+from merkit.contract import Contract, canonical
 from merkit.errors import InvalidInputError
 from merkit.pipeline import DECODED_IN
 from merkit_export import samples
@@ -28,6 +29,7 @@ from merkit_training.evaluation.material import look
 from merkit_training.labels import classes_of
 
 CALIBRATION, JUDGEMENT = "train", "val"
+CARD = "card.json"
 MADE_UP = 12
 
 Tensors = dict[str, NDArray[Any]]
@@ -77,7 +79,7 @@ def corpus_material(
             "give the corpus that the run was trained on",
         )
     number = [contract.labels.index(name) for name in classes]
-    paths = [cache / split / f"{i:05}.npz" for i in range(len(clips))]
+    paths = [_kept(cache / split, corpus, clip, contract) for clip in clips]
     waiting = [(c, p) for c, p in zip(clips, paths, strict=True) if not p.exists()]
     for clip, path in tqdm(waiting, desc=f"decode {split}", unit="clip", disable=None):
         _keep(clip, path, contract)
@@ -104,7 +106,7 @@ def made_up_material(contract: Contract, seed: int) -> Material:
 
 def same_corpus(corpus: Path, card: str | None) -> None:
     """Refuses another corpus than the run's, whose card the run knows by its hash."""
-    path = corpus / "card.json"
+    path = corpus / CARD
     if not path.is_file():
         raise InvalidInputError(
             f"{corpus} holds no card.json", "a corpus of merkit-train", "correct --corpus"
@@ -121,6 +123,13 @@ def _spread(clips: Sequence[Clip], limit: int) -> list[Clip]:
     if not limit or len(clips) <= limit:
         return list(clips)
     return [clips[i] for i in np.linspace(0, len(clips) - 1, limit).round().astype(int)]
+
+
+def _kept(folder: Path, corpus: Path, clip: Clip, contract: Contract) -> Path:
+    """Where a decoded clip lies: under all that decides what is in it, since a search that goes on
+    may be asked for other clips, or for the same of another corpus."""
+    facts = [sha256_file(corpus / CARD), clip.name, clip.text, asdict(contract.preprocessing)]
+    return folder / f"{hashlib.sha256(canonical(facts)).hexdigest()[:24]}.npz"
 
 
 def _keep(clip: Clip, path: Path, contract: Contract) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from merkit.backends.sessions import Session
 from merkit.contract import StepSpec, canonical
 from merkit.errors import MerkitError
-from merkit_export import storage
+from merkit_export import storage, tolerance
 from merkit_export.precision import admit
 from merkit_export.precision.judge import Judge, Verdict
 from merkit_export.precision.kinds import (
@@ -45,6 +45,8 @@ class Budget:
     """Least share of clips with the reference's label."""
     cosine: float = 0.995
     """Least cosine of each clip's features: the gate where weights are random."""
+    ece: float = tolerance.Budget.ece_shift
+    """Most that the expected calibration error may rise, as the gate has it."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,12 @@ class Search:
             trial = self._measure(trial, step, precision, session, reference)
         except MerkitError as error:
             trial = replace(trial, refused=error.found)
+        except Exception as error:
+            if not type(error).__module__.startswith("onnxruntime"):
+                raise
+            # its own exceptions derive from none of Python's; memory may suffice another time
+            first = str(error).partition("\n")[0]
+            return replace(trial, refused=f"ONNX Runtime cannot run it ({first[:200]})")
         self._journal.add(key, trial)
         return trial
 
@@ -216,8 +224,11 @@ class Search:
         for trial in sorted(trials, key=self._promise):
             if trial.refused or chosen[trial.step] != REFERENCE:
                 continue
+            least = tolerance.LEAST_COSINE.get(trial.precision, 0.0)
             if trial.saved is not None and trial.saved <= 0:
                 why = "no faster than the reference"
+            elif not trial.cosine >= least:
+                why = f"cosine {trial.cosine:.4f}: verify would shut its gate below {least:g}"
             elif self.judge.material.truth is None:
                 why = "" if trial.cosine >= self.budget.cosine else f"cosine {trial.cosine:.4f}"
             else:
@@ -243,6 +254,10 @@ class Search:
             lost = 100 * (reference.waf - found.waf)
             if lost > self.budget.waf:
                 return f"{lost:.2f} points of WAF lost with those chosen before it"
+        if found.ece is not None and reference.ece is not None:
+            risen = found.ece - reference.ece
+            if risen > self.budget.ece:
+                return f"the calibration error rises by {risen:.4f} with those chosen before it"
         return ""
 
     def _verdict(self, choice: Mapping[str, str]) -> Verdict:
