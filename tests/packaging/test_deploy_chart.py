@@ -14,6 +14,7 @@ from chart import CHART, DEFAULTS, SCHEMA, kinds, render, values
 from conftest import REPOSITORY
 
 from merkit import __version__
+from merkit.admission import TRUSTED_KEYS
 from merkit.serving.container import EXIT_SECONDS
 
 KUBERNETES = "1.32"
@@ -22,6 +23,7 @@ ALL: dict[str, Any] = {
     "tls": {"enabled": True, "secret": "merkit-tls", "mutual": True},
     "auth": {"tokenSecret": "merkit-token", "adminKeySecret": "merkit-admin"},
     "tracing": {"url": "http://collector:4318/v1/traces", "rate": 1_000_000},
+    "trust": {"keysConfigMap": "merkit-keys"},
     "extraArgs": ["--log-verbose=1"],
     "bundle": {
         "source": "init",
@@ -139,6 +141,16 @@ def test_secrets_reach_the_server_as_files_and_never_as_values() -> None:
     pod = found["Deployment"]["spec"]["template"]["spec"]
     secrets = {v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
     assert secrets == {"merkit-tls", "merkit-token", "merkit-admin"}
+
+
+def test_trusted_keys_reach_the_server_as_a_folder() -> None:
+    found = kinds(ALL)
+    names = {entry["name"]: entry["value"] for entry in container(found)["env"]}
+    (mount,) = [m for m in container(found)["volumeMounts"] if m["name"] == "keys"]
+    assert mount["mountPath"] == names[TRUSTED_KEYS]
+    volumes = found["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "keys", "configMap": {"name": "merkit-keys"}} in volumes
+    assert TRUSTED_KEYS not in {entry["name"] for entry in container(kinds())["env"]}
 
 
 def test_only_clients_and_scrapers_are_let_in_and_nothing_out() -> None:

@@ -17,9 +17,17 @@ import pytest
 from conftest import REPOSITORY
 
 from merkit import __version__
-from merkit.bundle import Bundle
+from merkit.admission import TRUSTED_KEYS
+from merkit.bundle import Bundle, open_bundle
 from merkit.client import Client
-from merkit.errors import InvalidInputError, ServerNotReadyError, ServerUnavailableError
+from merkit.errors import (
+    BundleCorruptError,
+    InvalidInputError,
+    ServerNotReadyError,
+    ServerUnavailableError,
+    SignerUnknownError,
+    UnsignedBundleError,
+)
 from merkit.opening import connect
 from merkit.serving import container
 from merkit.serving.deployment import Deployment
@@ -27,6 +35,7 @@ from merkit.serving.guard import ADMINISTRATION, ANSWERS, Protection, Tracing
 from merkit.serving.render import render
 from merkit.serving.server import ServeOptions, free_ports
 from merkit.serving.tritonserver import Installation, assemble
+from merkit.signing import generate_keys, sign
 
 DOCKERFILE = REPOSITORY / "triton_repo" / "Dockerfile"
 LINES = re.sub(r"\\\n\s*", " ", DOCKERFILE.read_text("utf-8")).splitlines()
@@ -197,7 +206,58 @@ def test_the_entry_becomes_the_server_and_a_refusal_is_one_line(
     assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("versioned", [False, True], ids=["plain", "versioned"])
+def test_only_what_a_trusted_key_signed_and_nobody_changed_is_served(
+    toy_bundle: Bundle, tmp_path: Path, versioned: bool
+) -> None:
+    pytest.importorskip("cryptography")
+    shutil.copytree(toy_bundle.root, tmp_path / "bundle")
+    bundle, repository = open_bundle(tmp_path / "bundle"), tmp_path / "models"
+    trusted, _ = generate_keys(tmp_path / "ours")
+    stranger, _ = generate_keys(tmp_path / "theirs")
+    render(bundle, repository, versioned=versioned, copy=True)
+    open_to_all = {"MERKIT_REPOSITORY": str(repository)}
+    asked = open_to_all | {TRUSTED_KEYS: str(trusted)}
+    assert container.command(open_to_all)
+    with pytest.raises(UnsignedBundleError):
+        container.command(asked)
+    shutil.rmtree(repository)
+    sign(bundle, tmp_path / "ours")
+    render(bundle, repository, versioned=versioned, copy=True)
+    assert container.command(asked)[0] == "tritonserver"
+    with pytest.raises(SignerUnknownError):
+        container.command(open_to_all | {TRUSTED_KEYS: str(stranger)})
+    (model,) = repository.glob("fusion*/1/model.onnx")
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    for environment in (open_to_all, asked):
+        with pytest.raises(BundleCorruptError, match="fusion"):
+            container.command(environment)
+    for path in repository.glob("bundle*"):
+        path.unlink()
+    with pytest.raises(UnsignedBundleError, match=r"no bundle\.json"):
+        container.command(asked)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"contract": 1, "content": {}}'])
+def test_a_damaged_manifest_of_a_versioned_repository_is_refused(
+    toy_bundle: Bundle, tmp_path: Path, content: str
+) -> None:
+    repository = tmp_path / "models"
+    render(toy_bundle, repository, versioned=True, copy=True)
+    (manifest,) = repository.glob("bundle-*.json")
+    manifest.write_text(content)
+    with pytest.raises(BundleCorruptError, match=manifest.name):
+        container.command({"MERKIT_REPOSITORY": str(repository)})
+
+
+def test_the_signatures_package_is_locked_as_elsewhere() -> None:
+    (pin,) = re.findall(r"cryptography==[\d.]+", DOCKERFILE.read_text("utf-8"))
+    assert pin in (REPOSITORY / "constraints.txt").read_text("utf-8").splitlines()
+
+
 def test_an_object_store_cannot_be_looked_into() -> None:
+    with pytest.raises(InvalidInputError, match="cannot be looked into"):
+        container.command({"MERKIT_REPOSITORY": "s3://bucket/models", TRUSTED_KEYS: "key.pub"})
     assert "--load-model=*" in container.command({"MERKIT_REPOSITORY": "s3://bucket/models"})
 
 
