@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"merkit-export: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("merkit-export: interrupted; nothing was written", file=sys.stderr)
+        print("merkit-export: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -75,6 +75,14 @@ def test_render_writes_a_repository(exported: Bundle, tmp_path: Path) -> None:
         (["verify", "nowhere", "--run", "nowhere", "--clips", "nowhere"], "no folder nowhere"),
         (["render", "nowhere"], "nowhere"),
         (["verify", "nowhere", "--run", "nowhere", "--limit", "-1"], "--limit"),
+        (["verify", "b", "--run", "r", "--budget-agreement", "nan"], "--budget-agreement is nan"),
+        (["verify", "b", "--run", "r", "--budget-waf", "-1"], "--budget-waf is -1"),
+        (["build", "run"], "no --out"),
+        (["build", "run", "--out", "b", "--corpus", "c"], "--corpus without --target"),
+        (["build", "run", "--out", "b", "--table", "t.md"], "--table without --target"),
+        (["build", "run", "--out", "b", "--target", "cpu", "--budget-waf", "nan"], "--budget-waf"),
+        (["build", "nowhere", "--dry-run"], "nowhere"),
+        (["build", "--untrained", "nowhere.toml", "--dry-run"], "nowhere.toml"),
     ],
 )
 def test_errors_are_one_line(

@@ -10,9 +10,11 @@ import pytest
 from conftest import REPOSITORY
 from random_run import SMALLEST
 
+from merkit_export import plan as planning
 from merkit_export.cli import main
 from merkit_export.plan import lines, plan
-from merkit_training.recipe import load_recipe
+from merkit_training.recipe import Recipe, load_recipe
+from merkit_training.runs import write_json
 
 
 def test_the_papers_encoders_are_planned_from_shapes(
@@ -31,6 +33,23 @@ def test_the_papers_encoders_are_planned_from_shapes(
     told = capsys.readouterr().out
     assert "one module is in memory at a time" in told
     assert "face_encoder_large, text_encoder, joint_encoder" in told
+
+
+def test_a_dry_run_of_a_build_prints_the_plan_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = REPOSITORY / "training" / "recipes" / "tiny.toml"
+    run = tmp_path / "run"
+    write_json(run / "recipe.json", load_recipe(tiny).to_json())
+    asked: list[Recipe] = []
+    monkeypatch.setattr(planning, "plan", lambda recipe: asked.append(recipe) or [])
+    monkeypatch.setattr(planning, "lines", lambda steps: [f"{len(steps)} steps"])
+    for source in (["--untrained", str(tiny)], [str(run)]):
+        assert main(["build", *source, "--dry-run", "--out", "models"]) == 0
+    assert asked == [load_recipe(tiny)] * 2
+    assert capsys.readouterr().out == "0 steps\n" * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_graphs_are_traced_without_weights() -> None:

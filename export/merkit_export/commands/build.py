@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "run", type=Path, nargs="?", metavar="RUN", help="a folder of `merkit-train run`"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
+    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="needed but for --dry-run")
     parser.add_argument("--name", help="what to call the bundle; default: the recipe's name")
     parser.add_argument(
         "--untrained",
@@ -36,7 +36,12 @@ def add(commands: Commands) -> None:
         metavar="RECIPE",
         help="in place of RUN: a recipe's shapes at random weights, to try out its speed",
     )
-    _add_search(parser.add_argument_group("precision"))
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what it would take (parameters, files, memory), as merkit-export plan, and end",
+    )
+    _add_search(parser.add_argument_group("precision, with --target"))
     parser.set_defaults(command=_build)
 
 
@@ -87,6 +92,17 @@ def _build(args: argparse.Namespace) -> int:
             "one of them",
             "give a folder of `merkit-train run`, or a recipe for random weights",
         )
+    if args.dry_run:
+        return _dry_run(args)
+    if args.out is None:
+        raise InvalidInputError("no --out", "the folder of the bundle", "add --out BUNDLE")
+    idle = [name for name in ("corpus", "table") if getattr(args, name)]
+    if idle and args.target is None:
+        raise InvalidInputError(
+            f"--{idle[0]} without --target, which would change nothing",
+            "both, or neither: without a target every step stays float32",
+            "add --target cpu, say",
+        )
     plan = _plan(args) if args.target else None
     from merkit_export.build import build, build_untrained
 
@@ -97,11 +113,28 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
+def _dry_run(args: argparse.Namespace) -> int:
+    from merkit_export.plan import lines, plan
+    from merkit_training.recipe import load_recipe, recipe_from
+    from merkit_training.runs import read_json
+
+    if args.untrained is not None:
+        recipe = load_recipe(args.untrained)
+    else:
+        path = args.run / "recipe.json"
+        recipe = recipe_from(read_json(path), str(path))
+    for line in lines(list(plan(recipe))):
+        print(line)
+    return 0
+
+
 def _plan(args: argparse.Namespace) -> Plan:
     for option, least in (("clips", 0), ("calibration_clips", 1), ("threads", 0)):
         if getattr(args, option) < least:
             name = f"--{option.replace('_', '-')}"
             raise InvalidInputError(f"{name} is {getattr(args, option)}", f"{least} or more")
+    if not args.budget_waf >= 0:  # nor is what is no number, which nothing exceeds
+        raise InvalidInputError(f"--budget-waf is {args.budget_waf:g}", "points, 0 or more")
     for option in ("budget_agreement", "budget_cosine"):
         if not 0 <= getattr(args, option) <= 1:
             name = f"--{option.replace('_', '-')}"

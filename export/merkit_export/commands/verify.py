@@ -58,6 +58,10 @@ def _verify(args: argparse.Namespace) -> int:
 
     if args.limit < 0:
         raise InvalidInputError(f"--limit is {args.limit}", "0 (all) or more")
+    for name, most in (("agreement", 1.0), ("waf", 100.0), ("ece", 1.0)):
+        value = getattr(args, f"budget_{name}")
+        if not 0 <= value <= most:  # what is no number would admit everything
+            raise InvalidInputError(f"--budget-{name} is {value:g}", f"0 to {most:g}", "correct it")
     budget = Budget(args.budget_agreement, args.budget_waf / 100, args.budget_ece)
     report = verify(args.bundle, args.run, args.clips, args.limit, budget)
     for line in report.lines():
