@@ -62,10 +62,14 @@ class OutcomeParity:
         return not self.problems
 
     @property
+    def answered(self) -> int:
+        """Clips that both answered."""
+        return self.clips - self.refused
+
+    @property
     def agreement(self) -> float:
         """Share of answered clips with the same label."""
-        answered = self.clips - self.refused
-        return 1 - self.labels_differ / answered if answered else 1.0
+        return 1 - self.labels_differ / self.answered if self.answered else 1.0
 
     @property
     def labelled(self) -> int:
@@ -131,7 +135,9 @@ class OutcomeParity:
         """Holds what was noted against the budget, once all clips are in; returns itself."""
         if self.budget is None or self.advisory:
             return self
-        if self.agreement < self.budget.agreement:
+        if not self.answered:
+            self._complain("no clip was answered: what the lossy steps cost shows nowhere")
+        if not self.agreement >= self.budget.agreement:
             self._complain(
                 f"{self.agreement:.2%} of the labels agree, of which {self.budget.agreement:.2%} "
                 "must"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -164,6 +165,39 @@ def test_modules_are_asked_for_one_after_another(backend: EmbeddedBackend) -> No
 
     compare_steps(backend, Lone())
     assert len(Lone.asked) == len(set(Lone.asked)) == len(Lone())
+
+
+@pytest.mark.parametrize("tolerance", [Tolerance("fp32"), INT8], ids=["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("want", "got", "words"),
+    [
+        ([1.0, np.nan], [1.0, 1.0], "in torch"),
+        ([1.0, 1.0], [np.inf, 1.0], "in ONNX"),
+        ([1.0, 1.0], [0.0, 0.0], "differs by 1|cosine 0.0000"),
+    ],
+)
+def test_nan_on_either_side_and_silence_are_no_agreement(
+    backend: EmbeddedBackend, tolerance: Tolerance, want: list[float], got: list[float], words: str
+) -> None:
+    spec = backend.contract.step("face_encoder")
+    report = StepParity(spec.name, tolerance)
+    sides = ({spec.outputs[0]: np.array([values], np.float32)} for values in (want, got))
+    compare_outputs(report, spec, *sides)
+    assert not report.passed
+    assert re.search(words, report.problems[0])
+    both = StepParity(spec.name, tolerance)
+    nothing = {spec.outputs[0]: np.zeros((1, 2), np.float32)}
+    compare_outputs(both, spec, nothing, nothing)
+    assert both.passed, "where nothing is there, both are silent"
+
+
+def test_a_budget_without_an_answer_is_not_kept() -> None:
+    found = OutcomeParity(("a", "b"), Budget())
+    found.add("unreadable", "ClipUnreadableError", "ClipUnreadableError")
+    assert "no clip was answered" in found.close().problems[0]
+    exact = OutcomeParity(("a", "b"))
+    exact.add("unreadable", "ClipUnreadableError", "ClipUnreadableError")
+    assert exact.close().passed
 
 
 def test_a_manifest_says_what_its_steps_are_held_to() -> None:
