@@ -30,9 +30,10 @@ Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 
 VERSION_COMPATIBLE, STRIP_PLAN = "VERSION_COMPATIBLE", "STRIP_PLAN"
 AMPERE = (8, 0)
-ON_HOST = ("preprocess", "voting")
+ON_HOST = ("recognize", "punctuate", "preprocess", "voting")
 """Steps that get no plan: a little arithmetic on what comes from or goes back to the host, in
-types (uint8) and open sizes that TensorRT takes at a network's edge at best."""
+types (uint8) and open sizes that TensorRT takes at a network's edge at best; and recognition, which
+finds out as it runs how many tokens it makes room for."""
 REBUILD = "run merkit-export tensorrt on this host"
 _PLAN = re.compile(r"model\.sm_(\d+)(\d)\.plan")
 

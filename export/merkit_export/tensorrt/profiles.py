@@ -8,6 +8,7 @@ twenty, so it gets several profiles by length, each with kernels for its own usu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from merkit.ragged import graph_inputs
 from merkit.serving.deployment import Deployment, read_deployment
 from merkit.steps.tokenize import Tokenize
 
+TOKEN_SECONDS = 0.06
+"""A recogniser's input, which holds a token at most or hardly more."""
 HALVINGS = 3
 """Default buckets: the longest sound, and this many times half as long."""
 Range = tuple[int, int, int]
@@ -81,10 +84,15 @@ def step_profiles(bundle: Bundle, step: StepSpec, sizes: Sizes) -> tuple[Profile
     lengths = _lengths(bundle)
     p = contract.preprocessing
     shortest = max(1, round(p.min_audio_seconds * p.sample_rate))  # less is padded to it
-    sounds = audio_buckets(contract, sizes) if "audio_samples" in _names(step, contract) else [0]
+    open_sounds = _names(step, contract) & {"audio_samples", "speech_samples"}
+    sounds = audio_buckets(contract, sizes) if open_sounds else [0]
     profiles = []
     for longest in sounds:
-        ranges = {**lengths, **({"audio_samples": _range(shortest, longest)} if longest else {})}
+        ranges = {
+            **lengths,
+            "audio_samples": _range(shortest, longest),
+            "speech_samples": _range(0, longest),  # 0: nothing that is to be recognised
+        }
         ranges["batch"] = (1, max(1, sizes.max_batch // 2), sizes.max_batch)
         for ragged in step.ragged:
             (width,) = contract.tensors[ragged.values].shape[1:]
@@ -111,9 +119,10 @@ def audio_buckets(contract: Contract, sizes: Sizes) -> list[int]:
 
 def _lengths(bundle: Bundle) -> dict[str, Range]:
     """Smallest, usual and largest size of each dimension that a clip's words decide."""
-    words = bundle.contract.preprocessing.max_text_tokens
-    around = _prompt_tokens(bundle)
+    p = bundle.contract.preprocessing
+    words, around = p.max_text_tokens, _prompt_tokens(bundle)
     return {
+        "words_said": _range(1, math.ceil(p.max_audio_seconds / TOKEN_SECONDS)),
         "tokens": _range(1, words),
         "joint_tokens": (1, around + words // 4 + 1, max(1, around + words)),
     }
