@@ -44,8 +44,10 @@ class Chaos:
 
     @property
     def held(self) -> bool:
-        """Whether each call ended in time, and in nothing but merkit's own errors."""
-        return self.tally.longest <= self.deadline + GRACE and set(self.tally.errors) <= TYPED
+        """Whether each call ended in time, in nothing but merkit's own errors, and every client
+        got answers again."""
+        in_time = self.tally.longest <= self.deadline + GRACE
+        return in_time and set(self.tally.errors) <= TYPED and bool(np.isfinite(self.recovered))
 
 
 TYPED = set(MerkitError.kinds)

@@ -11,8 +11,9 @@ import argparse
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +57,13 @@ class Bench:
     server: Server
     requests: Sequence[Request]
     calls: int
+    errors: Counter[str] = field(default_factory=Counter)
+    """Of all loads so far, by type; there should be none."""
+
+    def kept(self, tally: Tally) -> Tally:
+        """The tally, its errors noted."""
+        self.errors.update(tally.errors)
+        return tally
 
     def tensors(self, backend: TritonBackend | EmbeddedBackend) -> Ask:
         """Sends clips that were decoded before."""
@@ -75,7 +83,7 @@ class Bench:
     ) -> tuple[Tally, dict[str, np.ndarray]]:
         """What came of a load, and clips and runs by step, as the server counts them."""
         before = backend.batch_statistics()
-        tally = load()
+        tally = self.kept(load())
         time.sleep(SETTLE)
         after = backend.batch_statistics()
         return tally, {name: np.subtract(after[name], before[name]) for name in after}
@@ -117,7 +125,7 @@ def opened(bench: Bench, backend: TritonBackend, best: float) -> list[str]:
         "| ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for share in SHARES:
-        tally = open_loop(bench.tensors(backend), share * best, bench.calls)
+        tally = bench.kept(open_loop(bench.tensors(backend), share * best, bench.calls))
         lines.append(
             f"| {share:.0%} | {share * best:.1f} | {tally.quantiles()} | {tally.failed()} |"
         )
@@ -143,7 +151,7 @@ def forms(bench: Bench, backend: TritonBackend, near: EmbeddedBackend) -> list[s
             ("served", "bytes, decoded by the server"): bench.whole(bytes_),
         }
         for (pipeline, sent), ask in kinds.items():
-            tally = closed_loop(ask, 1, bench.calls)
+            tally = bench.kept(closed_loop(ask, 1, bench.calls))
             lines.append(f"| {pipeline} | {sent} | {tally.quantiles()} | {tally.failed()} |")
     return lines
 
@@ -219,7 +227,8 @@ def page(args: argparse.Namespace) -> tuple[str, bool]:
     requests = mixed_requests(clips, args.count, bundle.contract.preprocessing)
     lines, held = [], True
     if not args.only or "load" in args.only:
-        lines += _loads(bundle, options, requests, args)
+        told, held = _loads(bundle, options, requests, args)
+        lines += told
     if not args.only or "cold" in args.only:
         lines.append(cold(bundle, options, requests, args.calls))
     for wanted, measure in ((args.chaos, _chaos), (args.soak, _soak)):
@@ -267,7 +276,7 @@ def _soak(
 
 def _loads(
     bundle: Bundle, options: ServeOptions, requests: Sequence[Request], args: argparse.Namespace
-) -> list[str]:
+) -> tuple[list[str], bool]:
     near = EmbeddedBackend(bundle, ["cpu"])
     with Server(bundle, options) as server:
         bench = Bench(bundle, server, requests, args.calls)
@@ -279,7 +288,7 @@ def _loads(
         lines += laziness(bench, near, min(16, max(args.clients)))
         backend.close()
     near.close()
-    return lines
+    return lines, not bench.errors
 
 
 def _flavour(bundle: Bundle) -> str:
@@ -293,7 +302,8 @@ def _words() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a Markdown page; exit status 1 when a call hung, failed untyped, or memory grew."""
+    """Prints a Markdown page; exit status 1 when a call under load failed, one under a kill hung or
+    failed untyped, a client did not recover, or memory grew."""
     parser = argparse.ArgumentParser(prog="merkit_bench.load", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=Path("triton_repo/models"))
     parser.add_argument("--deploy", type=Path, help="a host.toml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from merkit.errors import DeadlineExceededError, InvalidInputError
 from merkit.serving import ServeOptions
 from merkit.serving.tritonserver import Installation
 from merkit_bench.endurance import Chaos, Soak, kill_under_load, memory
-from merkit_bench.load import main
+from merkit_bench.load import Bench, main, opened
 from merkit_bench.traffic import PATTERNS, Tally, closed_loop, mixed_requests, open_loop
 
 SAMPLE = REPOSITORY / "docs" / "media" / "sample.mp4"
@@ -86,12 +87,27 @@ def test_what_must_hold() -> None:
     fine = Tally(longest=5.5)
     assert Chaos(fine, 5, 1, 1).held
     assert not Chaos(Tally(longest=7), 5, 1, 1).held, "a call outlived its deadline"
+    assert not Chaos(fine, 5, 1, float("inf")).held, "a client got no answer any more"
     fine.errors["ValueError"] += 1
     assert not Chaos(fine, 5, 1, 1).held, "an error that is not merkit's"
     grown = Soak(Tally(), np.linspace(100, 120, 50))
     assert grown.growth == pytest.approx(0.12, abs=0.02)
     loaded = Soak(Tally(), np.array([50.0] * 5 + [100.0] * 45))
     assert loaded.growth == 0, "what is loaded at first is no growth"
+
+
+def test_errors_under_load_decide_the_exit_status(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(number: int) -> None:
+        if number % 3 == 0:
+            raise DeadlineExceededError("too late")
+
+    bench = Bench(toy_bundle, SimpleNamespace(), [], 6)  # type: ignore[arg-type]
+    monkeypatch.setattr(Bench, "tensors", lambda *_: ask)
+    lines = opened(bench, SimpleNamespace(), best=1000.0)  # type: ignore[arg-type]
+    assert "2 DeadlineExceededError" in lines[-1]
+    assert bench.errors == {"DeadlineExceededError": 6}
 
 
 def test_memory_of_a_group_that_is_gone() -> None:
