@@ -13,12 +13,13 @@ import time
 import tomllib
 from pathlib import Path
 
+import onnx
 import pytest
 from conftest import REPOSITORY
 
 from merkit import __version__
 from merkit.admission import TRUSTED_KEYS
-from merkit.bundle import Bundle, open_bundle
+from merkit.bundle import Bundle, open_bundle, write_manifest
 from merkit.client import Client
 from merkit.errors import (
     BundleCorruptError,
@@ -219,7 +220,7 @@ def test_only_what_a_trusted_key_signed_and_nobody_changed_is_served(
     open_to_all = {"MERKIT_REPOSITORY": str(repository)}
     asked = open_to_all | {TRUSTED_KEYS: str(trusted)}
     assert container.command(open_to_all)
-    with pytest.raises(UnsignedBundleError):
+    with pytest.raises(UnsignedBundleError, match=f"{repository}"):
         container.command(asked)
     shutil.rmtree(repository)
     sign(bundle, tmp_path / "ours")
@@ -236,6 +237,29 @@ def test_only_what_a_trusted_key_signed_and_nobody_changed_is_served(
         path.unlink()
     with pytest.raises(UnsignedBundleError, match=r"no bundle\.json"):
         container.command(asked)
+
+
+def test_bundles_share_a_step_whatever_its_file_says_of_its_maker(
+    toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Two exports of one encoder differ in metadata alone, and lie in one folder."""
+    shutil.copytree(toy_bundle.root, tmp_path / "other")
+    first, other = toy_bundle, open_bundle(tmp_path / "other")
+    model = onnx.load(other.model_path("fusion"))
+    model.producer_version = "another"
+    onnx.save(model, other.model_path("fusion"))
+    digests = {**other.manifest["step_digests"], "voting": "0" * 64}  # another voter: another id
+    kept = {k: v for k, v in other.manifest.items() if k in ("voters", "validation", "name")}
+    other = write_manifest(other.root, other.contract, digests, kept)
+    repository = tmp_path / "models"
+    for bundle in (first, other):
+        render(bundle, repository, versioned=True, copy=True)
+    assert len(list(repository.glob("fusion-*"))) == 1
+    assert container.command({"MERKIT_REPOSITORY": str(repository)})
+    (model_file,) = repository.glob("fusion-*/1/model.onnx")
+    model_file.unlink()
+    with pytest.raises(BundleCorruptError, match="missing"):
+        container.command({"MERKIT_REPOSITORY": str(repository)})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"contract": 1, "content": {}}'])
