@@ -54,7 +54,7 @@ DECODED_IN = ("face_crops", "face_count", "waveform", "waveform_length", "text")
 OUTCOME = ("label", "scores", "contract_id", "branch_scores", "branch_contributions", "presence")
 HEARD = ("words", "hearing")
 """What a pipeline that hears says beside its outcome: the text that was used, and JSON on how it
-came about (`merkit.hearing.Heard`)."""
+came about (`merkit.hearing.Heard`), which means something where there is sound."""
 DETAIL = ("face_boxes", "face_times", "face_confidence", "media_info")
 MODALITY_IN = {
     "audio": ("waveform", "waveform_length"),

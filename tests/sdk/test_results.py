@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merkit.errors import ContractMismatchError, InferenceError, NoEvidenceError
+from merkit.hearing import Heard
 from merkit.media import AudioInfo, MediaInfo, VideoInfo
 from merkit.pipeline import GROUPS, standard_contract
 from merkit.results import Prediction
@@ -23,7 +24,7 @@ VIDEO = VideoInfo("h264", 640, 360, 25.0, 0)
 AUDIO = AudioInfo("aac", 48_000, 2, "stereo")
 KEYS = {
     "source", "label", "scores", "votes", "modalities", "contributions", "transcript", "faces",
-    "timings_ms", "bundle", "not_asked", "warnings", "confident",
+    "timings_ms", "bundle", "not_asked", "warnings", "confident", "hearing",
 }  # fmt: skip
 
 
@@ -168,3 +169,18 @@ def test_an_answer_under_another_contract_is_refused(identity: Any) -> None:
 def test_unsound_scores_are_refused(name: str, value: Any) -> None:
     with pytest.raises(InferenceError, match=name):
         read({**outcome([CALM] * 4), name: value})
+
+
+def test_what_was_heard_is_read_where_there_is_sound() -> None:
+    heard = Heard("recognized", 0.7, flags=("clipped",), level_dbfs=-3.0)
+    said = {"words": np.array([["Oh no."]], object), "hearing": np.array([[heard.text()]], object)}
+    found = read(outcome([CALM] * 4, **said))
+    assert (found.transcript, found.hearing) == ("Oh no.", heard)
+    assert any("clipped" in warning for warning in found.warnings)
+    assert json.loads(json.dumps(found.to_json()))["hearing"]["confidence"] == 0.7
+    silent = read(outcome([CALM] * 4, (True, False, True), **said))
+    assert (silent.transcript, silent.hearing, silent.warnings) == ("Oh no.", None, ())
+    wordless = read(outcome([CALM] * 4, (True, True, False), **said))
+    assert (wordless.transcript, wordless.hearing) == (None, heard)
+    with pytest.raises(InferenceError, match="'hearing' is malformed"):
+        read(outcome([CALM] * 4, **(said | {"hearing": np.array([["{"]], object)})))

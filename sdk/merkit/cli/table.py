@@ -90,12 +90,11 @@ def _heard(hearing: Heard) -> str:
     """Where the words come from, how sure they are, and for how long somebody speaks."""
     said = {
         "caller": "words were given",
-        "recognized": f"words recognised, {hearing.confidence or 0:.0%} sure",
+        "recognized": f"words recognised in {hearing.source}, {hearing.confidence or 0:.0%} sure",
         "none": "no words",
     }[hearing.origin]
-    listened = "" if hearing.source == "original" else f" in {hearing.source}"
     spoken = sum(end - begin for begin, end in hearing.speech)
-    return f"{said}{listened}; somebody speaks for {spoken:.1f} s"
+    return f"{said}; somebody speaks for {spoken:.1f} s"
 
 
 def timings(milliseconds: Mapping[str, float]) -> str:

@@ -92,15 +92,15 @@ class Transcribe:
         choice = self._choice(readings, warnings)
         chosen = 0 if choice.source is None else choice.source + 1
         best = readings[chosen]
-        text = self.vocabulary.decode(best.ids) if best else ""
+        text = self.vocabulary.decode(best.ids).strip() if best else ""
         cleaned = self._cleaned(row, choice, warnings) if self.cleans else np.zeros(0, np.float32)
         heard = replace(
             told,
-            origin="caller" if caller.strip() else "recognized" if text.strip() else "none",
-            confidence=best.confidence if best and text.strip() and not caller.strip() else None,
+            origin="caller" if caller.strip() else "recognized" if text else "none",
+            confidence=round(best.confidence, 4) if best and text and not caller.strip() else None,
             source=get_args(Source)[chosen],
             reason=choice.reason,
-            similarities=choice.similarities or None,
+            similarities=tuple(round(s, 4) for s in choice.similarities) or None,
             warnings=tuple(warnings),
         )
         return (caller if caller.strip() else text), heard, cleaned
@@ -189,8 +189,8 @@ def _quality(text: str) -> tuple[Heard, list[str]]:
     try:
         stated = json.loads(text)
         facts = {key: stated[key] for key in ("flags", "speech", "level_dbfs")}
-        if "empty" in facts["flags"]:
-            facts["level_dbfs"] = None
+        level = None if "empty" in facts["flags"] else round(facts["level_dbfs"], 1)
+        facts["level_dbfs"] = level
         return Heard.read(json.dumps(Heard("none").to_json() | facts)), []
     except (ValueError, KeyError, TypeError, MerkitError):
         return Heard("none"), ["what is known of the sound's quality is malformed"]
