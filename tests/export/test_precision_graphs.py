@@ -201,6 +201,56 @@ def test_a_mask_that_is_not_understood_is_not_fused(tmp_path: Path) -> None:
     assert np.abs(run(model, x) - want).max() < 1e-5
 
 
+def looped() -> onnx.ModelProto:
+    """y[i] = x w + shift, three times: as adopted encoders, whose body reads what lies outside."""
+    constants = [
+        numpy_helper.from_array(np.eye(4, dtype=np.float32) * 2, "w"),
+        numpy_helper.from_array(np.float32([1, 2, 3, 4]), "shift"),
+        numpy_helper.from_array(np.array(3), "trips"),
+        numpy_helper.from_array(np.array(True), "go"),
+    ]
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["scaled", "shift"], ["one"]),
+            helper.make_node("Identity", ["on"], ["still"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("one", TensorProto.FLOAT, [1, 4]),
+        ],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["scaled"]),
+        helper.make_node("Loop", ["trips", "go"], ["y"], body=body),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "looped",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 1, 4])],
+        constants,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_what_only_a_loops_body_reads_stays() -> None:
+    x = np.float32([[1, 1, 1, 1]])
+    want = np.tile(np.float32([[3, 4, 5, 6]]), (3, 1, 1))
+    model = looped()
+    assert fuse.fuse(model) == 0
+    blocks.drop_unread(model)
+    qdq.quantise(model, {}, qdq.CPU)  # too small to change anything
+    changed = [model, half.halve(looped(), brain=False)]
+    for made in changed:
+        session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+        np.testing.assert_array_equal(session.run(None, {"x": x})[0], want)
+
+
 def test_half_precision_clamps_fills_first(tmp_path: Path) -> None:
     storage.save(encoder(causal=True), tmp_path / "causal.onnx")
     model = fold(tmp_path / "causal.onnx", tmp_path / "folded.onnx")

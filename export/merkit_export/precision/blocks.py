@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from merkit_export.precision.fold import constants
+from merkit_export.precision.fold import constants, reads
 from merkit_export.precision.qdq import places, steps_of
 
 BLOCK = 32
@@ -86,7 +86,7 @@ def need_contrib(model: onnx.ModelProto) -> None:
 
 def drop_unread(model: onnx.ModelProto) -> None:
     """Removes stored tensors that no node reads."""
-    read = {name for node in model.graph.node for name in node.input}
+    read = set[str]().union(*map(reads, model.graph.node))
     kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

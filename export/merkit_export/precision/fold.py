@@ -57,11 +57,23 @@ def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
+def reads(node: onnx.NodeProto) -> set[str]:
+    """The values that a node reads, those of graphs inside it (a Loop's body) included."""
+    found = {name for name in node.input if name}
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            body = attribute.g
+            inner = {value.name for value in body.output}.union(*map(reads, body.node))
+            made = {value.name for value in [*body.input, *body.initializer]}
+            found |= inner - made.union(*(inside.output for inside in body.node))
+    return found
+
+
 def readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """Which nodes read each value."""
+    """Which nodes read each value, a node that reads it twice twice."""
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
-        for name in node.input:
+        for name in (*node.input, *(reads(node) - set(node.input))):
             found.setdefault(name, []).append(node)
     return found
 

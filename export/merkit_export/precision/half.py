@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from merkit_export.precision.fold import reads
+
 FILL = -1e4
 """What a mask's fill becomes: exp(-1e4) is 0 in every precision."""
 EXACT = ("Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Reciprocal", "CumSum", "Range")
@@ -79,13 +81,13 @@ def _sort(graph: onnx.GraphProto) -> None:
     while waiting:
         later = []
         for node in waiting:
-            if all(name in ready for name in node.input):
+            if reads(node) <= ready:
                 ordered.append(node)
                 ready.update(node.output)
             else:
                 later.append(node)
         if len(later) == len(waiting):
-            raise ValueError(f"{graph.name} reads {sorted(set(later[0].input) - ready)}")
+            raise ValueError(f"{graph.name} reads {sorted(reads(later[0]) - ready)}")
         waiting = later
     del graph.node[:]
     graph.node.extend(ordered)

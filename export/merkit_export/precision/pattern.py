@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from merkit_export.precision.fold import attributes, constants, readers
+from merkit_export.precision.fold import attributes, constants, readers, reads
 
 
 class Pattern:
@@ -93,5 +93,5 @@ def _alive(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto
     for node in reversed(nodes):
         if wanted.intersection(node.output):
             kept.append(node)
-            wanted.update(name for name in node.input if name)
+            wanted |= reads(node)
     return kept[::-1]

@@ -23,7 +23,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from merkit_export.precision.fold import attributes, constants
+from merkit_export.precision.fold import attributes, constants, reads
 
 SMALLEST = 2048
 """Elements of a weight matrix that are worth two conversions of what it is multiplied with."""
@@ -159,7 +159,7 @@ class _Writer:
         nodes = []
         for node in self.graph.node:
             nodes += [*self.before.get(id(node), ()), node, *self.after.get(id(node), ())]
-        read = {name for node in nodes for name in node.input}
+        read = set[str]().union(*map(reads, nodes))
         kept = [t for t in self.graph.initializer if t.name in read]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(nodes)
