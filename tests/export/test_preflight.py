@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -322,6 +323,11 @@ def test_profiles_follow_from_the_contract(demonstration: Bundle, tmp_path: Path
     for wrong in ((2.0,), (4.0, 2.0, 20.0), (0.0, 20.0)):
         with pytest.raises(InvalidInputError, match="buckets"):
             audio_buckets(demonstration.contract, Sizes(buckets=wrong))
+    brief = replace(demonstration.contract.preprocessing, max_audio_seconds=0.5)
+    contract = replace(demonstration.contract, preprocessing=brief)
+    assert audio_buckets(contract, Sizes()) == [2000, 4000, 8000], "none below the shortest sound"
+    with pytest.raises(InvalidInputError, match=r"from 0\.1 s on"):
+        audio_buckets(contract, Sizes(buckets=(0.05, 0.5)))
 
 
 def test_profiles_that_cannot_be_are_found(demonstration: Bundle) -> None:

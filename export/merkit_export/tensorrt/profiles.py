@@ -106,15 +106,23 @@ def audio_buckets(contract: Contract, sizes: Sizes) -> list[int]:
     p = contract.preprocessing
     longest = round(p.max_audio_seconds * p.sample_rate)
     if not sizes.buckets:
-        return [longest >> halving for halving in range(HALVINGS, -1, -1)]
+        halves = [longest >> halving for halving in range(HALVINGS, 0, -1)]
+        return [*(half for half in halves if half > _shortest(contract)), longest]
     found = [round(seconds * p.sample_rate) for seconds in sizes.buckets]
-    if found != sorted(set(found)) or found[0] < 1 or found[-1] != longest:
+    if found != sorted(set(found)) or found[0] < _shortest(contract) or found[-1] != longest:
         raise InvalidInputError(
             f"the buckets are {', '.join(f'{s:g}' for s in sizes.buckets)} s",
-            f"rising lengths, of which the last is {p.max_audio_seconds:g} s, the longest sound",
+            f"rising lengths from {p.min_audio_seconds:g} s on, of which the last is "
+            f"{p.max_audio_seconds:g} s, the longest sound",
             "correct --buckets",
         )
     return found
+
+
+def _shortest(contract: Contract) -> int:
+    """Samples of the shortest sound; less is padded to it."""
+    p = contract.preprocessing
+    return max(1, round(p.min_audio_seconds * p.sample_rate))
 
 
 def _lengths(bundle: Bundle) -> dict[str, Range]:
