@@ -33,11 +33,13 @@ def make_features(
         subsets=tuple(("aligned", "mixed", "conflicting")[i % 3] for i in range(n)),
         labels=labels,
         presence=presence,
-        audio_features=cloud("a", audio),
-        text_features=cloud("t", text),
-        face_features=cloud("v", video),
-        face_features_large=cloud("V", video),
-        joint_views=torch.stack(
-            [cloud("j", present) for present in (audio | text, audio, text)], dim=1
-        ),
+        groups={
+            "a": cloud("a", audio),
+            "t": cloud("t", text),
+            "v": cloud("v", video),
+            "V": cloud("V", video),
+            "j": torch.stack(
+                [cloud("j", present) for present in (audio | text, audio, text)], dim=1
+            ),
+        },
     )

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from merkit.contract import MODALITIES
 from merkit.pipeline import SEED_VOTERS
 from merkit_training.fusion.config import FusionConfig
+from merkit_training.fusion.groups import STORED
 from merkit_training.labels import MER6
-from merkit_training.mining.pool import STORED
 from merkit_training.recipe import recipe_from
 from merkit_training.runs import write_bytes, write_json
 

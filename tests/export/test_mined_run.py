@@ -15,18 +15,17 @@ from merkit_export.origin import provenance, read_origin
 from merkit_export.walk import torch_steps
 from merkit_training.fusion.dataset import FeatureSet
 from merkit_training.mining.config import MiningConfig
-from merkit_training.mining.pool import STORED
 from merkit_training.mining.session import mine
 
 
 def widened(data: FeatureSet, widths: dict[str, int]) -> FeatureSet:
     """The same clips with features of the widths that a run's encoders make."""
-    tensors = {}
+    groups = {}
     for group, width in widths.items():
-        own = getattr(data, STORED[group])
+        own = data.groups[group]
         repeats = [1] * (own.ndim - 1) + [-(-width // own.shape[-1])]
-        tensors[STORED[group]] = own.repeat(repeats)[..., :width].contiguous()
-    return replace(data, **tensors)
+        groups[group] = own.repeat(repeats)[..., :width].contiguous()
+    return replace(data, groups=groups)
 
 
 def test_a_mined_run_exports(tmp_path: Path) -> None:

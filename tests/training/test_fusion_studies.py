@@ -60,7 +60,7 @@ def test_merbench_is_trained_as_published(data: FeatureSet) -> None:
     torch.manual_seed(0)
     net = Branch([16] * 3, CLASSES, config.branch)
     adam = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-5)
-    inputs = [data.audio_features, data.text_features, data.face_features]
+    inputs = [data.groups[g] for g in groups]
     whole = torch.ones(len(data), 3, dtype=torch.bool)
     best, kept = -1.0, {}
     for _ in range(3):
@@ -205,7 +205,7 @@ def test_the_weighted_vote_is_the_heaviest_label() -> None:
     class Fixed(nn.Module):
         voters = SEED_VOTERS[:3]
 
-        def forward(self, *_: object) -> tuple[torch.Tensor, None]:
+        def judge(self, *_: object) -> tuple[torch.Tensor, None]:
             ballots = torch.tensor([[0, 1, 1], [0, 1, 2]])
             return torch.eye(CLASSES)[ballots], None
 
@@ -216,7 +216,7 @@ def test_the_weighted_vote_is_the_heaviest_label() -> None:
 
 
 def test_valence_is_learnt_where_it_is_labelled_and_changes_no_graph(data: FeatureSet) -> None:
-    truth = data.text_features[:, 0] * 0.5 + 1
+    truth = data.groups["t"][:, 0] * 0.5 + 1
     half = torch.arange(len(data)) % 2 == 0
     labelled = replace(data, valence=torch.where(half, truth, torch.nan))
     branch = BranchConfig(hidden=16, dropout=0.0, valence=True)

@@ -80,7 +80,7 @@ def test_hiding_a_modality_swaps_the_joint_feature(data: FeatureSet) -> None:
     whole = data.presence.all(dim=1).nonzero()[:1, 0]
     for shown, view in (([1, 1, 1], "both"), ([0, 1, 0], "audio"), ([1, 0, 1], "text")):
         features = data.features(whole, torch.tensor([shown], dtype=torch.bool))
-        expected = data.joint_views[whole, JOINT_VIEWS.index(view)]
+        expected = data.groups["j"][whole, JOINT_VIEWS.index(view)]
         assert torch.equal(features["j"], expected)
 
 

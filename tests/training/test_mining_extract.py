@@ -58,7 +58,7 @@ def test_parts_resume_and_make_one_pool(
     pool = Pool(parts, data.widths())
     assert pool.stored("t") is torch.float16
     found = torch.from_numpy(pool.read("t", pool.numbers(data.names))).float()
-    assert torch.allclose(found, data.text_features, atol=1e-2)
+    assert torch.allclose(found, data.groups["t"], atol=1e-2)
     assert found.std(dim=0).max() > 0  # the words make a difference
 
 

@@ -72,7 +72,7 @@ def test_a_training_set_is_labels_then_pseudo_labels_in_the_pools_precision(
     everything = torch.arange(12)
     mine = found.features(everything, found.presence)
     theirs = whole.features(everything, whole.presence)
-    assert found.audio_features.dtype is found.joint_views.dtype is torch.float16
+    assert found.groups["a"].dtype is found.groups["j"].dtype is torch.float16
     assert found.labels.tolist() == [*labelled.labels.tolist(), 5, 0]
     assert found.names == whole.names
     for group in ("a", "j"):
@@ -81,7 +81,7 @@ def test_a_training_set_is_labels_then_pseudo_labels_in_the_pools_precision(
 
 
 def test_half_precision_refuses_what_it_cannot_hold(data: FeatureSet) -> None:
-    data.audio_features[3, 0] = 1e6
+    data.groups["a"][3, 0] = 1e6
     with pytest.raises(InvalidInputError, match=r"audio_features.*beyond 65504"):
         halved(data)
 

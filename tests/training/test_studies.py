@@ -14,6 +14,7 @@ from tiny_corpus import write_tiny_corpus
 
 from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError
+from merkit.pipeline import GROUPS
 from merkit_training.fusion.features import Decoded, Encoder
 from merkit_training.recipe import Recipe
 from merkit_training.runs import read_json, write_json
@@ -144,17 +145,17 @@ def test_features_are_those_of_the_run_s_own_extraction(tmp_path: Path) -> None:
         clips.append(Decoded(crops, wave))
     expected = Encoder(run, Preprocessing())(clips, texts)
     found = features_of(Encoder(run, Preprocessing()), as_inputs(clips, texts))
-    for name in ("audio_features", "text_features", "face_features", "face_features_large"):
-        there = expected[name].abs().sum(dim=1) > 0
+    for group in "atvV":
+        there = expected[GROUPS[group]].abs().sum(dim=1) > 0
         assert there.any()
-        torch.testing.assert_close(getattr(found, name)[there], expected[name][there])
+        torch.testing.assert_close(found.groups[group][there], expected[GROUPS[group]][there])
     views = expected["joint_views"]
     there = views.abs().sum(dim=2) > 0
-    torch.testing.assert_close(found.joint_views[there], views[there])
+    torch.testing.assert_close(found.groups["j"][there], views[there])
     assert torch.equal(found.presence, expected["presence"])
     alone = features_of(Encoder(run, Preprocessing(), "v"), as_inputs(clips, texts))
-    torch.testing.assert_close(alone.face_features, found.face_features)
-    assert alone.joint_views.shape == (3, 3, 1) and not alone.presence[:, 1:].any()
+    torch.testing.assert_close(alone.groups["v"], found.groups["v"])
+    assert alone.groups["j"].shape == (3, 3, 1) and not alone.presence[:, 1:].any()
 
 
 def as_inputs(clips: list[Decoded], texts: tuple[str, ...]) -> Inputs:

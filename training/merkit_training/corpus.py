@@ -149,7 +149,7 @@ def read_clips(root: Path, split: str) -> list[Clip]:
         expected = f"one of {', '.join(known)}"
         raise InvalidInputError(f"the split {split!r} is unknown", expected, "correct it")
     if (folder / "clips.jsonl").is_file():
-        clips = [_own_clip(value, classes, folder) for value in _read_lines(folder / "clips.jsonl")]
+        clips = [_own_clip(value, classes, folder) for value in read_lines(folder / "clips.jsonl")]
     else:
         clips = _drawn_clips(folder, classes, labelled=split != "unlabelled")
     return sorted(clips, key=lambda clip: clip.name)
@@ -176,7 +176,7 @@ def _drawn_clips(folder: Path, classes: Sequence[str], *, labelled: bool) -> lis
     """Clips in MER's files; truth.jsonl beside them only if they were drawn."""
     rows = read_table(folder / "transcripts.csv")
     drawn = (folder / "truth.jsonl").is_file()
-    truths = {t["name"]: t for t in _read_lines(folder / "truth.jsonl")} if drawn else {}
+    truths = {t["name"]: t for t in read_lines(folder / "truth.jsonl")} if drawn else {}
     labels = read_labels(folder / "labels.csv") if labelled else {}
     clips = []
     for row in rows:
@@ -272,7 +272,8 @@ def _plain_object(data: bytes) -> Any:
     return content.item() if isinstance(content, np.ndarray) else content
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON objects, one a line; InvalidInputError where the file is missing or damaged."""
     try:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except FileNotFoundError:

@@ -21,6 +21,7 @@ COMMANDS = (
     "run",
     "recipe",
     "features",
+    "fuse",
     "study",
     "mine",
     "ablate",

@@ -20,9 +20,13 @@ def add(commands: Commands) -> None:
         description="Train each row under each seed, print the page. Interrupted, it continues.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="with the stage `features` done")
-    parser.add_argument("--corpus", type=Path, help="whose card names the classes (default: MER's)")
+    parser.add_argument(
+        "--corpus", type=Path, help="whose card names the classes (default: the run's)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the figures")
-    parser.add_argument("--groups", default="a+t+v", help="of the branch (default: %(default)s)")
+    parser.add_argument(
+        "--groups", metavar="A+T", help="of the branch (default: a+t+v; all, of a run of `fuse`)"
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=30, metavar="N", help="default: %(default)s")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the page there")
@@ -31,20 +35,23 @@ def add(commands: Commands) -> None:
 
 def _ablate(arguments: argparse.Namespace) -> None:
     from merkit_training.fusion.ablation import ablation_page, run_ablation
-    from merkit_training.fusion.config import FusionConfig
-    from merkit_training.labels import MER6, classes_of
+    from merkit_training.fusion.dataset import classes_in, read_features
+    from merkit_training.fusion.groups import check_voter, foreign
     from merkit_training.runs import write_bytes
 
     for name in ("seeds", "epochs"):
         if getattr(arguments, name) < 1:
             raise InvalidInputError(f"--{name} is {getattr(arguments, name)}", "1 or more")
+    there = tuple(read_features(arguments.run / "features" / "train").groups)
+    asked = arguments.groups or ("+".join(there) if foreign(there) else "a+t+v")
     try:
-        (voter,) = FusionConfig(voters=(arguments.groups,)).branches()
+        check_voter(asked, there)
     except ValueError as error:
         raise InvalidInputError(f"--groups: {error}", "such as a+t+v") from None
-    classes = len(classes_of(arguments.corpus) if arguments.corpus else MER6)
+    groups = tuple(asked.split("+"))
+    classes = len(classes_in(arguments.run, arguments.corpus))
     seeds = range(arguments.seeds)
-    options = (voter.groups, seeds, arguments.epochs, classes)
+    options = (groups, seeds, arguments.epochs, classes)
     run_ablation(arguments.run, arguments.out, *options)
     page = ablation_page(arguments.run, arguments.out, *options)
     if arguments.page is None:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merkit.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
 
@@ -31,10 +33,18 @@ def add(commands: Commands) -> None:
     data.add_argument(
         "--data",
         type=Path,
-        required=True,
-        help="a table of clips, MER's folder, a corpus, or a split's folder in a corpus",
+        help="a table of clips, MER's folder, a corpus, or a split's folder in a corpus; a label "
+        "file with --features",
     )
-    data.add_argument("--split", default="", help="of a corpus, or of the column `split`")
+    data.add_argument(
+        "--features", type=Path, metavar="DIR", help="of the clips of --data, for a run of `fuse`"
+    )
+    data.add_argument(
+        "--missing-is-absent", action="store_true", help="as merkit-train fuse, of --features"
+    )
+    data.add_argument(
+        "--split", default="", help="of a corpus, of the column `split`, or of a run of `fuse`"
+    )
     data.add_argument(
         "--clips", type=int, default=0, metavar="N", help="N at random (default: all)"
     )
@@ -63,13 +73,32 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from merkit_training.evaluation.labelled import read_labelled
     from merkit_training.evaluation.measure import Settings
     from merkit_training.evaluation.report import evaluate
+    from merkit_training.evaluation.stored import (
+        StoredExaminer,
+        labelled_features,
+        stored_backend,
+    )
     from merkit_training.evaluation.subject import open_subject
 
     a = arguments
     settings = Settings(a.seed, a.resamples, a.worst, tuple(dict.fromkeys(a.by)))
     subject = open_subject(a.model, a.url, a.threads)
     with subject.client:
-        data = read_labelled(a.data, subject.labels, a.split, settings.by)
+        examiner = None
+        if backend := stored_backend(subject):
+            data, features = labelled_features(
+                backend, a.split, settings.by, a.data, a.features,
+                missing_is_absent=a.missing_is_absent,
+            )  # fmt: skip
+            examiner = StoredExaminer(backend, features)
+        elif a.data is None or a.features is not None:
+            raise InvalidInputError(
+                "--features was given" if a.features else "--data is missing",
+                "clips, for a model that has its own encoders",
+                "give --data alone",
+            )
+        else:
+            data = read_labelled(a.data, subject.labels, a.split, settings.by)
         report = evaluate(
             subject,
             data,
@@ -78,6 +107,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             clips=a.clips,
             hard=a.robustness,
             workers=a.workers,
+            examiner=examiner,
         )
     print("\n".join(_told(report)), flush=True)
     print(f"the report is {a.out / 'report.html'}")

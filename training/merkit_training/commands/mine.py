@@ -32,7 +32,8 @@ def add(commands: Commands) -> None:
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="features, or a corpus with clips/unlabelled; several make one pool",
+        help="features, or a corpus with clips/unlabelled, or the feature folders of a run of "
+        "`fuse`; several make one pool",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for all results")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")

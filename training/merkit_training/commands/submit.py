@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merkit.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
 
@@ -22,8 +24,12 @@ def add(commands: Commands) -> None:
         "model", type=Path, nargs="?", metavar="BUNDLE_OR_RUN", help="its folder (or give --url)"
     )
     parser.add_argument("--url", default="", help="of a server, such as grpc://localhost:8001")
+    parser.add_argument("--data", type=Path, help="MER's folder, a folder of media, or a table")
     parser.add_argument(
-        "--data", type=Path, required=True, help="MER's folder, a folder of media, or a table"
+        "--features", type=Path, metavar="DIR", help="instead of --data, for a run of `fuse`"
+    )
+    parser.add_argument(
+        "--missing-is-absent", action="store_true", help="as merkit-train fuse, of --features"
     )
     parser.add_argument("--out", type=Path, required=True, help="such as submission.csv")
     parser.add_argument("--names", type=Path, help="the official list of names, in its order")
@@ -42,15 +48,25 @@ def add(commands: Commands) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> None:
+    from merkit_training.evaluation.stored import stored_backend
     from merkit_training.evaluation.subject import open_subject
     from merkit_training.evaluation.submission import submit
 
     a = arguments
     subject = open_subject(a.model, a.url, a.threads)
     with subject.client:
+        wanted = "features" if stored_backend(subject) else "data"
+        other = "data" if wanted == "features" else "features"
+        if getattr(a, wanted) is None or getattr(a, other) is not None:
+            raise InvalidInputError(
+                f"--{wanted} is missing, or --{other} was given",
+                f"--{wanted} alone: the model "
+                + ("has its own encoders" if wanted == "data" else "has no encoders"),
+                "correct the command",
+            )
         done = submit(
             subject,
-            a.data,
+            getattr(a, wanted),
             a.out,
             names=a.names,
             texts=a.texts,
@@ -58,6 +74,7 @@ def _submit(arguments: argparse.Namespace) -> None:
             fill_missing=a.fill_missing,
             overwrite=a.overwrite,
             workers=a.workers,
+            missing_is_absent=a.missing_is_absent,
         )
     for name, reason in done.filled.items():
         print(f"{name}: {done.majority} without an answer ({reason})", file=sys.stderr)

@@ -21,7 +21,9 @@ def add(commands: Commands) -> None:
         description="Try options of [fusion]; no test clip is used. Interrupted, it continues.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="with the stage `features` done")
-    parser.add_argument("--corpus", type=Path, help="whose card names the classes (default: MER's)")
+    parser.add_argument(
+        "--corpus", type=Path, help="whose card names the classes (default: the run's)"
+    )
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--sampler",
@@ -37,8 +39,8 @@ def add(commands: Commands) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> None:
+    from merkit_training.fusion.dataset import classes_in
     from merkit_training.fusion.search import search
-    from merkit_training.labels import MER6, classes_of
     from merkit_training.recipe import recipe_from
     from merkit_training.runs import read_json
 
@@ -56,7 +58,7 @@ def _tune(arguments: argparse.Namespace) -> None:
             raise InvalidInputError(f"--epochs is {arguments.epochs}", "1 or more")
         base = replace(base, epochs=arguments.epochs)
     out = arguments.out or arguments.run / "tuning"
-    classes = len(classes_of(arguments.corpus) if arguments.corpus else MER6)
+    classes = len(classes_in(arguments.run, arguments.corpus))
     options = (arguments.trials, arguments.sampler, arguments.seed, classes)
     best = search(arguments.run, out, base, *options)
     told = ", ".join(f"{name} {value:.6g}" for name, value in best.items() if name != "waf")

@@ -46,15 +46,32 @@ def read_dataset(path: Path, classes: Sequence[str] = ()) -> Dataset:
         raise InvalidInputError(
             found, f"a folder, or a table ({', '.join(TABLES)})", "check the path"
         )
+    kept, known, lost = settle(records, classes, is_mer=path.is_dir())
+    problems = [*problems, *lost, *_wordless(kept), *_groupless(kept)]
+    return Dataset(path, tuple(kept), known, tuple(problems))
+
+
+def settle(
+    records: Sequence[ClipRecord], classes: Sequence[str], *, is_mer: bool
+) -> tuple[list[ClipRecord], tuple[str, ...], list[Problem]]:
+    """Labels in one spelling, the classes, and a problem for each clip of another class.
+
+    Args:
+        records: with labels as they are spelt.
+        classes: in order; none: those that the labels name, see `read_dataset`.
+        is_mer: whether labels can only be MER's.
+
+    Raises:
+        InvalidInputError: a class named twice.
+    """
     spelt = _spelling(records, classes)
-    known = tuple(classes) or _classes(spelt, is_mer=path.is_dir())
+    known = tuple(classes) or _classes(spelt, is_mer=is_mer)
     if len(set(known)) < len(known):
         raise InvalidInputError(
             f"the classes are {', '.join(known)}", "each class once", "correct the recipe"
         )
     kept, lost = _known(spelt, known)
-    problems = [*problems, *lost, *_wordless(kept), *_groupless(kept)]
-    return Dataset(path, tuple(kept), known, tuple(problems))
+    return kept, known, lost
 
 
 def _spelling(records: Sequence[ClipRecord], classes: Sequence[str]) -> list[ClipRecord]:

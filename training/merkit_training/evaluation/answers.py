@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,18 @@ class Answers:
     error: MerkitError | None = None
 
 
+class Asks(Protocol):
+    """Gets answers on clips, as they are and under every condition."""
+
+    def examine(self, items: Sequence[Item], hard: Sequence[Item]) -> dict[str, Answers]:
+        """Answers on all items by name, on `hard` under all conditions."""
+        ...
+
+    def close(self) -> None:
+        """Removes what was kept of the clips meanwhile."""
+        ...
+
+
 class Examiner:
     """Asks, spools and remembers.
 
@@ -109,6 +121,10 @@ class Examiner:
         for _ in self._each(harder, left, "clips made harder"):
             pass
         return found
+
+    def close(self) -> None:
+        """Removes the spool: it holds faces and voices."""
+        self.spool.remove()
 
     def _each(
         self, work: Callable[[Item], T], items: Iterable[Item], told: str
@@ -170,7 +186,10 @@ class Examiner:
                 material = self._material(record, stamp)
                 waves = [self._material(o, s).waveform for o, s in zip(others, behind, strict=True)]
             seed = seed_of(self.seed, record.name, condition.kind)
-            known[key] = self._ask(tensors_under(condition, material, p, seed, waves))
+            tensors = tensors_under(condition, material, p, seed, waves)
+            if self.subject.contract.hearing and "text" not in condition.keep:
+                del tensors["text"]  # taken away is the word, which would be heard again
+            known[key] = self._ask(tensors)
         if material is not None:
             self._remember(record, stamp, known)
         answers.under = {condition.key: known[key] for key, condition in asked.items()}
@@ -190,8 +209,8 @@ class Examiner:
             raise InferenceError("branch_scores holds NaN", "finite numbers", "verify the model")
         return Answer(
             int(outputs["label"][0]),
-            _plain(outputs["scores"][0]),
-            tuple(_plain(row) for row in scores),
+            plain(outputs["scores"][0]),
+            tuple(plain(row) for row in scores),
             tuple(
                 m
                 for m, is_there in zip(MODALITIES, outputs["presence"][0], strict=True)
@@ -209,7 +228,7 @@ class Examiner:
             return {}
 
     def _remember(self, record: ClipRecord, stamp: str, known: Mapping[str, Answer]) -> None:
-        plain = {
+        told = {
             key: {
                 "label": a.label,
                 "scores": a.scores,
@@ -218,7 +237,7 @@ class Examiner:
             }
             for key, a in known.items()
         }
-        write_json(self._path(record), {"clip": stamp, "answers": plain})
+        write_json(self._path(record), {"clip": stamp, "answers": told})
 
     def _path(self, record: ClipRecord) -> Path:
         return self.folder / "answers" / f"{record.name}.json"
@@ -242,7 +261,8 @@ def cache_key(condition: Condition, behind: Sequence[str]) -> str:
     return f"{condition.key} of {mark}"
 
 
-def _plain(row: NDArray[Any]) -> tuple[float, ...]:
+def plain(row: NDArray[Any]) -> tuple[float, ...]:
+    """Scores as a cache and a report keep them."""
     return tuple(round(float(value), DIGITS) for value in row)
 
 

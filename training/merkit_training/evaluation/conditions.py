@@ -49,11 +49,18 @@ class Condition:
 
 
 CLEAN = Condition("clean")
-PATTERNS = tuple(
-    Condition("only", keep=keep)
-    for count in range(len(MODALITIES), 0, -1)
-    for keep in combinations(MODALITIES, count)
-)
+
+
+def patterns(modalities: Sequence[str]) -> tuple[Condition, ...]:
+    """Every pattern of present modalities, from all to one."""
+    return tuple(
+        Condition("only", keep=keep)
+        for count in range(len(modalities), 0, -1)
+        for keep in combinations(modalities, count)
+    )
+
+
+PATTERNS = patterns(MODALITIES)
 """The seven patterns of present modalities, from all to one."""
 NOISES = tuple(Condition("noise", snr) for snr in SNRS)
 BABBLES = tuple(Condition("babble", snr) for snr in SNRS)

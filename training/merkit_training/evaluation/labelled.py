@@ -78,7 +78,7 @@ def read_labelled(
     else:
         records, problems, known = _of_corpus(corpus, split, labels)
     names = {column for facts in known.values() for column in facts}
-    _check_columns(by, names | {"speaker", "language"})
+    check_columns(by, names | {"speaker", "language"})
     wanted = {SUBSET, *COLUMNS, *by}
     items = [
         Item(r, labels.index(r.label), _facts(r, known.get(r.name, {}), wanted))
@@ -168,7 +168,7 @@ def _facts(record: ClipRecord, known: Mapping[str, str], wanted: set[str]) -> di
     return {name: value for name, value in all_facts.items() if name in wanted and value}
 
 
-def _check_columns(by: Sequence[str], known: set[str]) -> None:
+def check_columns(by: Sequence[str], known: set[str]) -> None:
     for name in by:
         if name not in known:
             raise InvalidInputError(

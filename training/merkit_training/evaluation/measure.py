@@ -15,18 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit import __version__
-from merkit.contract import MODALITIES
 from merkit_training.evaluation import scores as s
 from merkit_training.evaluation.answers import Answer, Answers
 from merkit_training.evaluation.conditions import (
     BABBLES,
     BLURRED,
     NOISES,
-    PATTERNS,
     RATES,
     Condition,
     effective,
     missing,
+    patterns,
 )
 from merkit_training.evaluation.labelled import COLUMNS, SUBSET, Item, LabelledSet
 from merkit_training.evaluation.subject import Subject
@@ -35,6 +34,10 @@ from merkit_training.metrics import Labels, confusion, paired_bootstrap
 SCHEMA = 1
 DRAWS = 1000  # of patterns of missing modalities, for each rate
 ROUNDED = 5
+RATED = 6
+"""Modalities at most of which every pattern is asked, as random loss needs."""
+LISTED = 4
+"""Modalities at most of which every pattern has a row; of more, all, all but one, and one."""
 LEAST = 10
 """Clips of a group below which a score says nothing; the JSON has it all the same."""
 SUBSETS = ("aligned", "mixed", "conflicting")
@@ -102,7 +105,7 @@ def measure(
         "labels": list(subject.labels),
         "settings": asdict(settings) | {"by": list(settings.by)},
         "data": _data(data, items, found, table),
-        "problems": _problems(data, items, found),
+        "problems": _problems(data, items, found, subject.nothing),
     }
     if not len(table):
         return report
@@ -113,7 +116,7 @@ def measure(
         "reliability": s.reliability(table.truth, table.scores),
         "branches": _branches(subject, table, settings),
         "groups": _groups(table, settings),
-        "robustness": _robustness(hard, found, settings),
+        "robustness": _robustness(hard, found, subject.modalities, settings),
         "worst": _worst(table, subject.labels, settings.worst),
         "clips": _clips(table, subject.labels),
     }
@@ -142,7 +145,7 @@ def _data(
 
 
 def _problems(
-    data: LabelledSet, items: Sequence[Item], found: Mapping[str, Answers]
+    data: LabelledSet, items: Sequence[Item], found: Mapping[str, Answers], nothing: str
 ) -> list[dict[str, Any]]:
     """Every clip that is not in the figures (`lost`), then what was remarked on the others."""
     told = [_problem(p.name, p.kind, p.detail, p.lost) for p in data.problems]
@@ -151,7 +154,7 @@ def _problems(
         if answers.error is not None:
             told.append(_problem(name, type(answers.error).__name__, answers.error.found))
         elif answers.clean is not None and answers.clean.label < 0:
-            told.append(_problem(name, "no evidence", "no face, no audible sound and no words"))
+            told.append(_problem(name, "no evidence", nothing))
     return sorted(told, key=lambda problem: not problem["lost"])
 
 
@@ -239,7 +242,10 @@ def _groups(table: Table, settings: Settings) -> dict[str, list[dict[str, Any]]]
 
 
 def _robustness(
-    hard: Sequence[Item], found: Mapping[str, Answers], settings: Settings
+    hard: Sequence[Item],
+    found: Mapping[str, Answers],
+    modalities: Sequence[str],
+    settings: Settings,
 ) -> dict[str, Any]:
     items = [item for item in hard if (a := found[item.record.name].clean) and a.label >= 0]
     if not items:
@@ -254,9 +260,26 @@ def _robustness(
         "clips": len(items),
         "clean": _score(clean, settings),
         "curves": curves,
-        "patterns": [_point(c, items, found, settings) for c in PATTERNS],
-        "rates": _rates(items, found, settings),
+        "patterns": [_point(c, items, found, settings) for c in _shown(modalities)],
+        "rates": _rates(items, found, modalities, settings) if len(modalities) <= RATED else [],
     }
+
+
+def patterns_asked(modalities: Sequence[str]) -> list[Condition]:
+    """The patterns that a report needs answers under: all; of many modalities all of them, all but
+    one, and one alone."""
+    if len(modalities) <= RATED:
+        return [*patterns(modalities)]
+    less = [tuple(m for m in modalities if m != one) for one in reversed(modalities)]
+    kept = [tuple(modalities), *less, *((one,) for one in modalities)]
+    return [Condition("only", keep=keep) for keep in kept]
+
+
+def _shown(modalities: Sequence[str]) -> list[Condition]:
+    """The patterns that have a row of their own."""
+    number = len(modalities)
+    sizes = {1, number - 1, number} if number > LISTED else range(number + 1)
+    return [c for c in patterns_asked(modalities) if len(c.keep) in sizes]
 
 
 def _under(condition: Condition, answers: Answers) -> Answer | None:
@@ -290,15 +313,18 @@ def _point(
 
 
 def _rates(
-    items: Sequence[Item], found: Mapping[str, Answers], settings: Settings
+    items: Sequence[Item],
+    found: Mapping[str, Answers],
+    modalities: Sequence[str],
+    settings: Settings,
 ) -> list[dict[str, Any]]:
     """WAF if each modality of each clip goes missing at random; asks nothing anew."""
     cleans = [a for item in items if (a := found[item.record.name].clean) is not None]
-    present = np.array([[m in clean.present for m in MODALITIES] for clean in cleans])
-    bits = 1 << np.arange(len(MODALITIES))
-    labels = np.full((len(items), 1 << len(MODALITIES)), -1, np.int64)
-    for pattern in PATTERNS:
-        column = int(sum(bits[MODALITIES.index(m)] for m in pattern.keep))
+    present = np.array([[m in clean.present for m in modalities] for clean in cleans])
+    bits = 1 << np.arange(len(modalities))
+    labels = np.full((len(items), 1 << len(modalities)), -1, np.int64)
+    for pattern in patterns(modalities):
+        column = int(sum(bits[modalities.index(m)] for m in pattern.keep))
         for row, item in enumerate(items):
             if (answer := _under(pattern, found[item.record.name])) is not None:
                 labels[row, column] = answer.label

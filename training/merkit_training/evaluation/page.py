@@ -235,12 +235,12 @@ def _robustness(found: Row) -> str:
         drawn.append(
             _chart("Blur", levels, {"blur": [clean, *map(_waf, blur)]}, "halved and doubled")
         )
-    rates = found["rates"]
-    levels = ["0", *(f"{p['rate']:.0%}" for p in rates)]
-    lines = {"missing": [clean, *(p["waf"] for p in rates)]}
-    drawn.append(
-        _chart("Missing at random", levels, lines, "chance of each modality to be missing")
-    )
+    if rates := found["rates"]:
+        levels = ["0", *(f"{p['rate']:.0%}" for p in rates)]
+        lines = {"missing": [clean, *(p["waf"] for p in rates)]}
+        drawn.append(
+            _chart("Missing at random", levels, lines, "chance of each modality to be missing")
+        )
     parts.append(f'<div class="pair">{"".join(drawn)}</div>')
     names = {"noise": "steady noise (pink)", "babble": "babble: sound of other clips of the set"}
     rows = [

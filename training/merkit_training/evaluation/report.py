@@ -17,7 +17,7 @@ from merkit.pipeline import DECODED_IN
 from merkit.report import Report
 from merkit.results import Prediction
 from merkit_training.data import ClipRecord
-from merkit_training.evaluation.answers import Examiner
+from merkit_training.evaluation.answers import Asks, Examiner
 from merkit_training.evaluation.labelled import Item, LabelledSet
 from merkit_training.evaluation.material import look
 from merkit_training.evaluation.measure import Settings, measure
@@ -37,6 +37,7 @@ def evaluate(
     clips: int = 0,
     hard: int = 200,
     workers: int = 2,
+    examiner: Asks | None = None,
 ) -> dict[str, Any]:
     """Asks, measures and writes; returns the report's content.
 
@@ -48,6 +49,7 @@ def evaluate(
         clips: at most so many clips, drawn at random; 0: all.
         hard: of these, so many are made harder for the robustness curves; 0: none.
         workers: clips at a time.
+        examiner: asks in another way than by decoding clips; then worst clips have no page.
 
     Raises:
         InvalidInputError: the folder cannot be written, or a number is out of range.
@@ -57,14 +59,14 @@ def evaluate(
     cache = _folder(out)
     items = data.sample(clips, settings.seed)
     chosen = LabelledSet(data.source, data.split, items, (), 0).sample(hard, settings.seed)
-    examiner = Examiner(subject, cache, settings.seed, workers)
+    asks = examiner or Examiner(subject, cache, settings.seed, workers)
     tried = chosen if hard else ()
-    found = examiner.examine(items, tried)
+    found = asks.examine(items, tried)
     report = measure(subject, data, items, tried, found, settings)
-    pages = _pages(subject, report.get("worst", []), items, out)
+    pages = _pages(subject, report.get("worst", []), items, out) if examiner is None else {}
     write_json(out / "report.json", report)
     write_bytes(out / "report.html", html(report, pages).encode("utf-8", "replace"))
-    examiner.spool.remove()
+    asks.close()
     return report
 
 

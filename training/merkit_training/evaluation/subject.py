@@ -15,8 +15,9 @@ from typing import Any
 import merkit
 from merkit.bundle import MANIFEST, open_bundle, sha256_file
 from merkit.client import Client
-from merkit.contract import Contract, canonical
+from merkit.contract import MODALITIES, Contract, canonical
 from merkit.errors import BundleNotFoundError, InvalidInputError
+from merkit_training.fusion.groups import modalities_of
 from merkit_training.runs import read_json
 
 SYNTHETIC = (
@@ -44,6 +45,18 @@ class Subject:
     mark: str
     notice: str
     voters: Sequence[Mapping[str, Any]]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What a clip may lack."""
+        return modalities_of(self.contract.groups)
+
+    @property
+    def nothing(self) -> str:
+        """Why a clip has no answer, in words."""
+        if self.modalities == MODALITIES:
+            return "no face, no audible sound and no words"
+        return f"nothing of {', '.join(self.contract.groups)}"
 
     @property
     def contract(self) -> Contract:
@@ -92,7 +105,9 @@ def open_subject(
 def _run(run: Path, threads: int | None) -> Subject:
     import torch
 
+    from merkit_training.evaluation.stored import StoredBackend
     from merkit_training.evaluation.trained import TrainedBackend
+    from merkit_training.fusion.fuse import stated_groups
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -102,7 +117,7 @@ def _run(run: Path, threads: int | None) -> Subject:
     record = read_json(run / "run.json")
     own = bool(fusion.get("data"))
     notice = SYNTHETIC if record.get("data") is not None and not own else ""
-    client = Client(TrainedBackend(run))
+    client = Client(StoredBackend(run) if stated_groups(run) else TrainedBackend(run))
     name = str(record.get("name", run.resolve().name))
     return _subject(client, "run", digest, notice, fusion.get("voters", []), name)
 

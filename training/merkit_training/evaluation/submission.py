@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from merkit.errors import InferenceError, InputError, InvalidInputError
@@ -25,6 +27,7 @@ from merkit_training.data.manifest import TEXTS, first, read_manifest
 from merkit_training.data.mer import read_mer
 from merkit_training.data.tables import TABLES, rows_of
 from merkit_training.evaluation.material import look
+from merkit_training.evaluation.stored import read_for, records_in, stored_backend
 from merkit_training.evaluation.subject import VALENCE, Subject
 from merkit_training.runs import write_bytes
 
@@ -68,12 +71,14 @@ def submit(
     fill_missing: bool = False,
     overwrite: bool = False,
     workers: int = 2,
+    missing_is_absent: bool = False,
 ) -> Submission:
     """Answers every clip and writes `name,discrete`, with `valence` if the model knows it.
 
     Args:
         subject: the model.
-        data: MER's folder, a folder of media, or a table of clips; labels in it are not read.
+        data: MER's folder, a folder of media, or a table of clips; labels in it are not read. Of
+            a run without encoders: the folder that holds feature folders of its groups.
         out: the CSV file.
         names: the official list: a CSV with a column `name`, or a name a line.
         texts: a CSV of transcripts, where `data` has none: `name` and `text`, `chinese`...
@@ -81,13 +86,19 @@ def submit(
         fill_missing: give names without a clip the majority class too, instead of refusing.
         overwrite: replace `out`.
         workers: clips at a time.
+        missing_is_absent: of features; see `folders.read_groups`.
 
     Raises:
         InvalidInputError: `out` exists, names are missing, twice or unknown, or nothing is there.
         BackendError, BundleError: the model failed, other than on a clip.
     """
     _check(subject, out, majority, overwrite, workers)
-    records, filled = _records(data, texts)
+    backend = stored_backend(subject)
+    filled: dict[str, str] = {}
+    if backend is None:
+        records, filled = _records(data, texts)
+    else:
+        records = {record.name: record for record in records_in(backend, data)}
     asked = list(records) + [name for name in filled if name not in records]
     order = _listed(names) if names else sorted(asked)
     absent = [name for name in order if name not in records and name not in filled]
@@ -102,14 +113,20 @@ def submit(
     listed = set(order)
     answers: dict[str, _Answer] = {}
     chosen = [records[name] for name in order if name in records]
-    for record, answer in _answers(subject, chosen, workers):
+    if backend is None:
+        said = _answers(subject, chosen, workers)
+    else:
+        features = read_for(backend, chosen, data, missing_is_absent=missing_is_absent)
+        found = backend.of(features)
+        said = zip(chosen, (_of(found, i, subject) for i in range(len(chosen))), strict=True)
+    for record, answer in said:
         if isinstance(answer, Problem):
             filled[record.name] = answer.detail
         else:
             answers[record.name] = answer
     filled = {name: reason for name, reason in filled.items() if name in listed}
-    said = [answer.label for answer in answers.values()]
-    common = majority or _commonest(said, subject.labels) if filled else ""
+    labels = [answer.label for answer in answers.values()]
+    common = majority or _commonest(labels, subject.labels) if filled else ""
     rows = {name: answers[name].label if name in answers else common for name in order}
     known = {n: a.valence for n, a in answers.items() if a.valence is not None}
     mean = fmean(known.values()) if known else 0.0
@@ -131,15 +148,20 @@ def _answers(
             found = backend.infer({name: tensors[name] for name in DECODED_IN})
         except (InputError, InferenceError) as error:
             return Problem(type(error).__name__, record.name, error.found)
-        label = int(found["label"][0])
-        if label < 0:
-            return Problem("no evidence", record.name, "no face, no audible sound and no words")
-        valence = float(found[VALENCE][0]) if VALENCE in found else None
-        return _Answer(subject.labels[label], valence)
+        return _of(found, 0, subject)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="submit") as pool:
         done = tqdm(pool.map(answer, records), total=len(records), unit="clip", mininterval=1)
         yield from zip(records, done, strict=True)
+
+
+def _of(found: Mapping[str, NDArray[Any]], row: int, subject: Subject) -> _Answer | Problem:
+    """A row of what a backend answered."""
+    label = int(found["label"][row])
+    if label < 0:
+        return Problem("no evidence", "", subject.nothing)
+    valence = float(found[VALENCE][row]) if VALENCE in found else None
+    return _Answer(subject.labels[label], valence)
 
 
 def _records(data: Path, texts: Path | None) -> tuple[dict[str, ClipRecord], dict[str, str]]:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from merkit.contract import MODALITIES
+from merkit.errors import InvalidInputError
 from merkit_training.fusion.config import MERBENCH_FUSION, FusionConfig
-from merkit_training.fusion.dataset import FeatureSet, read_features, test_splits
-from merkit_training.fusion.tables import SUBSETS
+from merkit_training.fusion.dataset import FeatureSet, is_own_data, read_features, test_splits
+from merkit_training.fusion.tables import subsets
 from merkit_training.fusion.train import fit_branch, labels_of, majority, predict
 from merkit_training.metrics import paired_bootstrap, waf
 from merkit_training.runs import read_json, write_json
@@ -73,6 +73,12 @@ def run_ablation(
     torch.set_num_threads(1)
     data, validation = (read_features(run / "features" / s) for s in ("train", "val"))
     tests = {name: read_features(run / "features" / name) for name in test_splits(run)}
+    if len(data.modalities) < 2:
+        raise InvalidInputError(
+            f"{run} has features of {groups[0]} alone",
+            "two feature groups or more: the study leaves some away",
+            "add features of another encoder",
+        )
     todo = [(r, c, seed) for seed in seeds for r, c in rows(epochs).items()]
     for row, config, seed in tqdm(todo, desc="ablation", unit="fit"):
         path = _cell(out, row, seed)
@@ -87,7 +93,7 @@ def run_ablation(
                 np.mean(
                     [
                         _waf(branch, groups, _hidden(test, shown), fallback, classes)
-                        for shown in SUBSETS.values()
+                        for shown in subsets(test.modalities).values()
                         if not all(shown)
                     ]
                 )
@@ -125,8 +131,8 @@ def ablation_page(
         "but the last is trained as MERBench trains (Adam, batches of 32, best epoch by WAF); "
         f"the last by AdamW with a cosine, {FusionConfig().epochs} epochs in batches of "
         f"{FusionConfig().batch_size}. "
-        f"*Missing*: mean over the six incomplete subsets of {', '.join(MODALITIES)}. Figures of a "
-        "synthetic corpus say nothing about people.",
+        f"*Missing*: mean over {_incomplete(run)}."
+        + ("" if is_own_data(run) else " Figures of a synthetic corpus say nothing about people."),
         "\n".join(lines),
         "## Against the published network",
         "Difference in WAF on complete clips, with the 95 % interval of a paired bootstrap over "
@@ -135,6 +141,14 @@ def ablation_page(
         "\n".join(verdicts),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _incomplete(run: Path) -> str:
+    """What incomplete clips are, in words."""
+    names = read_features(run / "features" / "train").modalities
+    every = len(subsets(names)) == 2 ** len(names) - 1
+    kind = "incomplete subsets" if every else "subsets without one, or of one alone,"
+    return f"the {len(subsets(names)) - 1} {kind} of {', '.join(names)}"
 
 
 def _against(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from merkit.contract import Voter
 from merkit.pipeline import GROUPS, SEED_VOTERS
+from merkit_training.fusion.groups import check_names, check_voter
 from merkit_training.settings import Amount, Count, Natural, Share
 
 SEED_BRANCHES = tuple(voter.name for voter in SEED_VOTERS)
@@ -36,6 +37,8 @@ class FusionConfig:
 
     branch: BranchConfig = field(default_factory=BranchConfig)
     voters: tuple[str, ...] = SEED_BRANCHES  # feature groups of each branch, as "a+t+v"
+    # of other encoders, beside the pipeline's (merkit-train fuse); unknown to searches of old
+    groups: tuple[str, ...] = field(default=(), repr=False)
     rank_on: Literal["out_of_fold", "validation", "test"] = "out_of_fold"  # clips that rank them
     epochs: Count = 30  # passes over the training clips; the best on validation is kept
     select: Literal["loss", "waf"] = "loss"  # by which the best is found
@@ -59,11 +62,9 @@ class FusionConfig:
             raise ValueError(f"folds is {self.folds}; out-of-fold predictions need at least 2")
         if not self.voters or len(set(self.voters)) < len(self.voters):
             raise ValueError(f"voters are {list(self.voters)}; expected some, and none twice")
+        check_names(self.groups)
         for name in self.voters:
-            groups = name.split("+")
-            if set(groups) - set(GROUPS) or len(set(groups)) < len(groups):
-                known = "; ".join(f"{letter} is {feature}" for letter, feature in GROUPS.items())
-                raise ValueError(f"the voter {name!r} is not made of different groups ({known})")
+            check_voter(name, (*GROUPS, *self.groups))
 
     def branches(self) -> tuple[Voter, ...]:
         """The voters as the contract states them, in the recipe's order."""

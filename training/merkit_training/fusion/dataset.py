@@ -8,22 +8,29 @@ sound alone, which it will meet in use. So three joint features are kept for eac
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from merkit.contract import MODALITIES
 from merkit.errors import InvalidInputError
-from merkit.pipeline import GROUPS
 from merkit_training.corpus import in_split_order
+from merkit_training.fusion.groups import (
+    FOREIGN,
+    STORED,
+    in_order,
+    modalities_of,
+    stored_name,
+)
+from merkit_training.labels import classes_of
+from merkit_training.runs import read_json
 
+JOINT = "j"
 JOINT_VIEWS = ("both", "audio", "text")
 """Second axis of the stored joint features: what the joint encoder was given."""
-
-_AUDIO, _TEXT = MODALITIES.index("audio"), MODALITIES.index("text")
 
 
 @dataclass(frozen=True)
@@ -34,61 +41,113 @@ class FeatureSet:
     identities: tuple[str, ...]  # of the speakers, "/clip" where unknown; folds never share one
     subsets: tuple[str, ...]  # aligned, mixed or conflicting evidence; "" where unknown
     labels: Tensor  # int64 [n]
-    presence: Tensor  # bool [n, 3], columns as in `contract.MODALITIES`
-    audio_features: Tensor  # float32 (float16 in large pools) [n, width], like the next three
-    text_features: Tensor
-    face_features: Tensor
-    face_features_large: Tensor
-    joint_views: Tensor  # float32 [n, 3, width], second axis as in JOINT_VIEWS
+    presence: Tensor  # bool [n, modalities], columns as in `modalities`
+    groups: Mapping[str, Tensor]
+    """float32 (float16 in large pools) [n, width] by group; of `j` [n, 3, width] as JOINT_VIEWS."""
     valence: Tensor = field(default_factory=lambda: torch.zeros(0))  # float32 [n], NaN: unlabelled
 
     def __post_init__(self) -> None:
+        ordered = {group: self.groups[group] for group in in_order(self.groups)}
+        object.__setattr__(self, "groups", ordered)
         if len(self.valence) != len(self.names):  # sets that were written without
             object.__setattr__(self, "valence", torch.full((len(self.names),), torch.nan))
 
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What a clip may lack: the columns of `presence`."""
+        return modalities_of(self.groups)
+
     def select(self, rows: Tensor) -> FeatureSet:
         """The clips numbered `rows` (int64), in that order."""
         order = rows.tolist()
-        chosen: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            tensor = isinstance(value, Tensor)
-            chosen[f.name] = value[rows] if tensor else tuple(value[i] for i in order)
-        return FeatureSet(**chosen)
+        return FeatureSet(
+            names=tuple(self.names[i] for i in order),
+            identities=tuple(self.identities[i] for i in order),
+            subsets=tuple(self.subsets[i] for i in order),
+            labels=self.labels[rows],
+            presence=self.presence[rows],
+            groups={group: values[rows] for group, values in self.groups.items()},
+            valence=self.valence[rows],
+        )
 
-    def features(self, rows: Tensor, presence: Tensor) -> dict[str, Tensor]:
-        """Features by group letter of the clips `rows`, seen with only `presence` [rows, 3]."""
-        audio, text = presence[:, _AUDIO], presence[:, _TEXT]
-        view = torch.where(audio & text, 0, torch.where(audio, 1, 2))
-        given = {g: getattr(self, name)[rows].float() for g, name in GROUPS.items() if g != "j"}
-        return given | {"j": self.joint_views[rows, view].float()}
+    def with_groups(self, features: Mapping[str, Tensor]) -> FeatureSet:
+        """The same clips with features [n, width] of other encoders too.
+
+        A row of zeros stands for what a clip lacks, as MERTools' extractors write it.
+        """
+        there = [values.ne(0).any(dim=1, keepdim=True) for values in features.values()]
+        presence = torch.cat([self.presence, *there], dim=1)
+        return replace(self, presence=presence, groups={**self.groups, **features})
+
+    def features(
+        self, rows: Tensor, presence: Tensor, wanted: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Features by group of the clips `rows`, seen with only `presence` [rows, modalities].
+
+        `wanted` are the groups asked for; None: all.
+        """
+        found = {}
+        for group, values in self.groups.items():
+            if wanted is not None and group not in wanted:
+                continue
+            if group == JOINT:
+                found[group] = values[rows, joint_view(presence, self.modalities)].float()
+            else:
+                found[group] = values[rows].float()
+        return found
 
     def inputs(self, presence: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What `Fusion.forward` takes for all clips: five features and the presence."""
+        """What `Fusion` takes for all clips: features of each group, and the presence."""
         shown = self.presence if presence is None else self.presence & presence
-        features = self.features(torch.arange(len(self)), shown)
-        return (*(features[g] for g in GROUPS), shown)
+        return (*self.features(torch.arange(len(self)), shown).values(), shown)
 
     def widths(self) -> dict[str, int]:
         """Feature width of each group."""
-        own = {g: getattr(self, name).shape[-1] for g, name in GROUPS.items() if g != "j"}
-        return {g: own.get(g, self.joint_views.shape[-1]) for g in GROUPS}
+        return {group: values.shape[-1] for group, values in self.groups.items()}
 
     def save(self, folder: Path) -> None:
         """Writes `features.safetensors` and, last, `clips.json`."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {k: v.contiguous() for k, v in values.items() if isinstance(v, Tensor)}
-        save_file(tensors, folder / "features.safetensors.tmp")
+        tensors = {stored_name(group): values for group, values in self.groups.items()}
+        tensors |= {"labels": self.labels, "presence": self.presence, "valence": self.valence}
+        plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(plain, folder / "features.safetensors.tmp")
         (folder / "features.safetensors.tmp").replace(folder / "features.safetensors")
-        texts = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+        texts: dict[str, Sequence[str]] = {name: getattr(self, name) for name in TEXTS}
+        if others := [group for group in self.groups if group not in STORED]:
+            texts["groups"] = others  # in order, which safetensors does not keep
         (folder / "clips.json.tmp").write_text(json.dumps(texts, ensure_ascii=False), "utf-8")
         (folder / "clips.json.tmp").replace(folder / "clips.json")
+
+
+TEXTS = ("names", "identities", "subsets")
+
+
+def from_stored(tensors: Mapping[str, Tensor], **texts: Sequence[str]) -> FeatureSet:
+    """The set whose tensors have their names on disk: STORED's, `labels`, `presence`, `valence`.
+
+    `texts` are TEXTS and, where there are any, the foreign `groups` in order.
+    """
+    names = {name: group for group, name in STORED.items()}
+    names |= {FOREIGN + group: group for group in texts.get("groups", ())}
+    return FeatureSet(
+        **{name: tuple(texts[name]) for name in TEXTS},
+        labels=tensors["labels"],
+        presence=tensors["presence"],
+        groups={group: tensors[name] for name, group in names.items() if name in tensors},
+        valence=tensors.get("valence", torch.zeros(0)),
+    )
+
+
+def joint_view(presence: Tensor, modalities: Sequence[str]) -> Tensor:
+    """The view of JOINT_VIEWS [n] that each clip's joint feature is of, by its presence."""
+    audio, text = (presence[:, modalities.index(name)] for name in ("audio", "text"))
+    return torch.where(audio & text, 0, torch.where(audio, 1, 2))
 
 
 def read_features(folder: Path) -> FeatureSet:
@@ -101,9 +160,27 @@ def read_features(folder: Path) -> FeatureSet:
             "features.safetensors and clips.json",
             "run the stage 'features' first",
         )
-    texts = json.loads((folder / "clips.json").read_text("utf-8"))
-    values: dict[str, Any] = {k: tuple(v) for k, v in texts.items()}
-    return FeatureSet(**values, **load_file(folder / "features.safetensors"))
+    texts: dict[str, Any] = json.loads((folder / "clips.json").read_text("utf-8"))
+    return from_stored(load_file(folder / "features.safetensors"), **texts)
+
+
+def classes_in(run: Path, corpus: Path | None = None) -> tuple[str, ...]:
+    """The classes of a run's labels: those of `corpus` if it is given, else as the run states
+    them, else MER's six."""
+    if corpus is not None:
+        return classes_of(corpus)
+    stated = _fusion_facts(run).get("labels")
+    return tuple(stated) if stated else classes_of(run / "corpus")
+
+
+def is_own_data(run: Path) -> bool:
+    """Whether the run's fusion stage says that its data are somebody's own, and not drawn."""
+    return bool(_fusion_facts(run).get("data"))
+
+
+def _fusion_facts(run: Path) -> dict[str, Any]:
+    path = run / "fusion" / "config.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def test_splits(run: Path) -> tuple[str, ...]:
@@ -132,9 +209,10 @@ def ranking_clips(run: Path, rank_on: str) -> FeatureSet | None:
 
 def join(parts: list[FeatureSet]) -> FeatureSet:
     """The clips of all parts, in order."""
-    merged: dict[str, Any] = {}
-    for f in fields(FeatureSet):
-        values = [getattr(part, f.name) for part in parts]
-        tensors = isinstance(values[0], Tensor)
-        merged[f.name] = torch.cat(values) if tensors else tuple(v for p in values for v in p)
-    return FeatureSet(**merged)
+    texts = {name: tuple(v for p in parts for v in getattr(p, name)) for name in TEXTS}
+    groups = {g: torch.cat([part.groups[g] for part in parts]) for g in parts[0].groups}
+    labels, presence, valence = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("labels", "presence", "valence")
+    )
+    return FeatureSet(**texts, labels=labels, presence=presence, groups=groups, valence=valence)

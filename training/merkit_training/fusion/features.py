@@ -28,7 +28,7 @@ from merkit.steps.base import column, padded
 from merkit_training.corpus import Clip, clip_splits, read_clips
 from merkit_training.data.evidence import decode_record, faces_in
 from merkit_training.data.records import UNLABELLED, ClipRecord
-from merkit_training.fusion.dataset import FeatureSet, join, read_features
+from merkit_training.fusion.dataset import FeatureSet, from_stored, join, read_features
 from merkit_training.speech.hearing.cleaner import Cleaner
 from merkit_training.steps import load_step
 
@@ -115,7 +115,7 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, decoded: Sequence[Decoded], texts: Sequence[str]) -> dict[str, Tensor]:
-        """Features of a batch under FeatureSet's names; rows of absent modalities are zeros."""
+        """Features of a batch as `from_stored` reads them; rows of absent modalities are zeros."""
         crops, face_count = _batch([d.crops for d in decoded])
         waveform, waveform_length = _batch([d.waveform for d in decoded])
         words, silence = self._tokens(texts), self._tokens([""] * len(texts))
@@ -200,13 +200,15 @@ def _decoded_ahead(
 
 
 def _named(clips: Sequence[Clip], tensors: dict[str, Tensor]) -> FeatureSet:
-    return FeatureSet(
-        names=tuple(clip.name for clip in clips),
-        identities=tuple(clip.group or f"/{clip.name}" for clip in clips),
-        subsets=tuple(str(clip.truth.get("subset", "")) for clip in clips),
-        labels=torch.tensor([-1 if clip.label is None else clip.label for clip in clips]),
-        valence=torch.tensor([_valence(clip) for clip in clips]),
-        **tensors,
+    known = {
+        "labels": torch.tensor([-1 if clip.label is None else clip.label for clip in clips]),
+        "valence": torch.tensor([_valence(clip) for clip in clips]),
+    }
+    return from_stored(
+        tensors | known,
+        names=[clip.name for clip in clips],
+        identities=[clip.group or f"/{clip.name}" for clip in clips],
+        subsets=[str(clip.truth.get("subset", "")) for clip in clips],
     )
 
 

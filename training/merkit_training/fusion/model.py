@@ -11,7 +11,7 @@ is the published network exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from merkit.contract import MODALITIES, Voter
-from merkit.pipeline import GROUP_MODALITIES, GROUPS
+from merkit.contract import Voter
+from merkit.pipeline import GROUPS
 from merkit.voting import ranked_mode
 from merkit_training.fusion.config import BranchConfig
+from merkit_training.fusion.groups import in_order, modalities_of, read_by
 from merkit_training.runs import load_step_files
 from merkit_training.settings import from_table
 
@@ -120,7 +121,7 @@ class Fusion(nn.Module):
 
     Args:
         voters: branches, best first.
-        widths: feature width of each group.
+        widths: feature width of each group, of the pipeline's or any others (`fusion.groups`).
         classes: number of classes.
         config: sizes and switches, the same for all branches.
     """
@@ -137,6 +138,7 @@ class Fusion(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.groups = in_order(widths)
         self.voters = tuple(voters)
         self.branches = nn.ModuleList(
             Branch([widths[g] for g in voter.groups], classes, config) for voter in voters
@@ -153,20 +155,30 @@ class Fusion(nn.Module):
         face_features_large: Tensor,
         presence: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Probabilities of each branch and what each group contributed.
+        """`judge` of the pipeline's five groups, under the names that the graph's inputs have.
 
         Args:
             audio_features, ..., face_features_large: float32 [b, width], in GROUPS' order.
             presence: bool [b, 3], columns as in `contract.MODALITIES`.
+        """
+        given = (audio_features, text_features, face_features, joint_features, face_features_large)
+        return self.judge(*given, presence)
+
+    def judge(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of each branch and what each group contributed.
+
+        Args:
+            inputs: as `FeatureSet.inputs`: float32 [b, width] of each group in order, then presence
+                bool [b, modalities], columns as in `groups.modalities_of`.
 
         Returns:
             branch_scores float32 [b, voters, classes]: probabilities, or zeros where a branch
             has nothing to go by; branch_contributions float32 [b, voters, groups]: gate weights,
             0 for groups absent or not the branch's.
         """
-        given = (audio_features, text_features, face_features, joint_features, face_features_large)
-        features = dict(zip(GROUPS, given, strict=True))
-        here = group_presence(presence)
+        *given, presence = inputs
+        features = dict(zip(self.groups, given, strict=True))
+        here = group_presence(presence, self.groups)
         rows, spoke, shares = [], [], []
         for voter, branch in zip(self.voters, self.branches, strict=True):
             own = torch.cat([here[g] for g in voter.groups], dim=1)
@@ -176,7 +188,7 @@ class Fusion(nn.Module):
             spoke.append(some)
             zero = torch.zeros_like(some)
             place = {g: k for k, g in enumerate(voter.groups)}
-            columns = [share[:, place[g]].unsqueeze(1) if g in place else zero for g in GROUPS]
+            columns = [share[:, place[g]].unsqueeze(1) if g in place else zero for g in self.groups]
             shares.append(torch.cat(columns, dim=1))
         # voters last: so the graph divides by the temperatures as they are, not by copies
         calibrated = (torch.stack(rows, dim=2) / self.temperatures).transpose(1, 2)
@@ -188,13 +200,14 @@ class Fusion(nn.Module):
         """Valence [b], in training alone: the mean over the branches that voted for the winner.
 
         Args:
-            inputs: as of `forward`, of a fusion whose config has valence.
+            inputs: as of `judge`, of a fusion whose config has valence.
 
         Returns:
             NaN where no branch votes.
         """
-        features, here = dict(zip(GROUPS, inputs, strict=False)), group_presence(inputs[-1])
-        scores = self(*inputs)[0].numpy()
+        features = dict(zip(self.groups, inputs[:-1], strict=True))
+        here = group_presence(inputs[-1], self.groups)
+        scores = self.judge(*inputs)[0].numpy()
         label, _ = ranked_mode(scores)
         agree = (scores.argmax(axis=2) == label[:, None]) & (scores != 0).any(axis=2)
         each = []
@@ -208,11 +221,12 @@ class Fusion(nn.Module):
         return found.astype(np.float32)
 
 
-def group_presence(presence: Tensor) -> dict[str, Tensor]:
-    """Bool [b, 1] for each group: whether any modality it reads is present."""
-    columns = {name: presence[:, i : i + 1] for i, name in enumerate(MODALITIES)}
+def group_presence(presence: Tensor, groups: Collection[str] = GROUPS) -> dict[str, Tensor]:
+    """Bool [b, 1] for each of a set's groups: whether any modality it reads is present."""
+    columns = {name: presence[:, i : i + 1] for i, name in enumerate(modalities_of(groups))}
     here = {}
-    for group, (first, *others) in GROUP_MODALITIES.items():
+    for group in groups:
+        first, *others = read_by(group)
         here[group] = columns[first]
         for other in others:
             here[group] = here[group] | columns[other]

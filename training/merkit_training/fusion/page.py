@@ -30,8 +30,8 @@ def page(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
         f"`train`, selected on `val`; mean ± standard deviation over {tables['seeds']} seeds of "
         "the heads and of the folds, with the encoders fixed. The score is the weighted average F1 "
         "(WAF). "
-        "`merkit-train run` measures it in its last stage, and "
-        "`python -m merkit_training.fusion.tables RUN` prints this page.",
+        "`merkit-train run` measures it in its last stage, `merkit-train fuse` on features of any "
+        "encoders, and `python -m merkit_training.fusion.tables RUN` prints this page.",
         _systems(tables, tests),
         *_remarks(tables),
         "## Does the vote beat the best single feature group?",
@@ -90,7 +90,8 @@ def _by_evidence(tables: Mapping[str, Any], tests: Sequence[str]) -> tuple[str, 
 
 def _systems(tables: Mapping[str, Any], tests: Sequence[str]) -> str:
     systems = dict(tables["systems"])
-    order = ["majority class", *GROUPS, "logistic regression", *tables["voters"]]
+    groups = tables.get("groups", GROUPS)
+    order = dict.fromkeys(["majority class", *groups, "logistic regression", *tables["voters"]])
     rows = [_header("system", tests)]
     votes = ["mean probability", "weighted vote", ON_TEST, "vote"]
     for key in (key for key in [*order, *votes] if key in systems):
@@ -123,7 +124,7 @@ def _title(key: str, voters: Sequence[str]) -> str:
 
 
 def _verdict(test: str, gain: Mapping[str, Any]) -> str:
-    best = SYSTEM_NAMES[gain["best_group"]]
+    best = SYSTEM_NAMES.get(gain["best_group"], gain["best_group"])
     interval = f"{gain['difference']:+.3f} (95 % interval {gain['low']:+.3f} to {gain['high']:+.3f}"
     measured = f"{interval}, paired bootstrap over clips)"
     if gain["beyond_spread"] and gain["beyond_chance"]:

@@ -74,7 +74,8 @@ def search(
     data, validation = (read_features(run / "features" / s) for s in ("train", "val"))
     out.mkdir(parents=True, exist_ok=True)
     if sampler == "mertools":
-        base = replace(MERBENCH_FUSION, voters=base.voters, folds=base.folds, epochs=base.epochs)
+        kept = {name: getattr(base, name) for name in ("voters", "groups", "folds", "epochs")}
+        base = replace(MERBENCH_FUSION, **kept)
     study = _study(out / f"{sampler}.db", sampler, seed, base)
 
     def trial(trial: Any) -> float:

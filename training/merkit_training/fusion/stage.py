@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from merkit.errors import InvalidInputError
 from merkit_training.fusion.calibration import abstention, calibrated, report
-from merkit_training.fusion.dataset import ranking_clips, read_features
+from merkit_training.fusion.config import FusionConfig
+from merkit_training.fusion.dataset import FeatureSet, ranking_clips, read_features
 from merkit_training.fusion.tables import OWN, write_tables
 from merkit_training.fusion.train import fit_fusion
 from merkit_training.labels import classes_of
@@ -42,6 +44,7 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
     torch.set_num_threads(1)  # the matrices are small: more threads only wait for one another
     config, seed = recipe.fusion, stage_seed(recipe, "fusion")
     data, validation = (read_features(run / "features" / split) for split in ("train", "val"))
+    _refuse_missing(config, data)
     labels = classes_of(corpus)
     ranking = ranking_clips(run, config.rank_on)
     model, held_out, scores = fit_fusion(
@@ -84,6 +87,17 @@ def train(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
         print(f"fusion: {card['warning']}", flush=True)
     save_step(run, "fusion", facts, model.state_dict(), card)
     return summary
+
+
+def _refuse_missing(config: FusionConfig, data: FeatureSet) -> None:
+    asked = dict.fromkeys(g for voter in config.branches() for g in voter.groups)
+    if absent := [group for group in asked if group not in data.groups]:
+        raise InvalidInputError(
+            f"the voters read {', '.join(absent)}, and the features of the run are of "
+            f"{', '.join(data.groups)}",
+            "voters of groups that are there",
+            "correct [fusion] voters, or bring the features: merkit-train fuse",
+        )
 
 
 def _write_held_out(folder: Path, held_out: dict[str, Tensor], names: Sequence[str]) -> None:

@@ -25,8 +25,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from merkit.contract import MODALITIES
-from merkit.pipeline import GROUPS
 from merkit.voting import NOBODY, ranked_mode
 from merkit_training.corpus import in_split_order
 from merkit_training.fusion.config import FusionConfig
@@ -58,12 +56,8 @@ Predictions = dict[str, dict[str, Labels]]
 
 VOTE, MEAN, LOGISTIC, MAJORITY = "vote", "mean probability", "logistic regression", "majority class"
 WEIGHTED = "weighted vote"
-SUBSETS = {
-    "+".join(m for m, shown in zip(MODALITIES, flags, strict=True) if shown): flags
-    for flags in itertools.product((True, False), repeat=len(MODALITIES))
-    if any(flags)
-}
-"""The modalities a caller may give, as masks of presence."""
+MANY = 4
+"""Modalities of which all subsets are looked at; of more, all, all but one, and one."""
 
 
 def write_tables(
@@ -93,6 +87,7 @@ def write_tables(
         "clips": {name: len(data) for name, data in tests.items()},
         "ceilings": card.get("ceilings", {}),
         "own_data": card.get("kind") == OWN,
+        "groups": list(deployed.groups),
         "voters": [v.name for v in deployed.voters],
         "rank_on": config.rank_on,
         "systems": {
@@ -103,7 +98,8 @@ def write_tables(
         "calibration": calibration(deployed, tests),
         "valence": valence_errors(deployed, tests),
     }
-    tables["gain"] = gains(truth, runs, tables["systems"], config.bootstrap, classes)
+    options = (deployed.groups, config.bootstrap, classes)
+    tables["gain"] = gains(truth, runs, tables["systems"], *options)
     write_json(run / "fusion" / "tables.json", tables)
     temporary = run / "fusion" / "tables.md.tmp"
     temporary.write_text(page(tables, names), "utf-8")
@@ -124,7 +120,7 @@ def one_seed(
         fusion, _, _ = fit_fusion(data, validation, config, seed, classes, ranking=ranking)
     fallback = majority(data)
     found: Predictions = {MAJORITY: {n: np.full(len(t), fallback) for n, t in tests.items()}}
-    for group in GROUPS:
+    for group in data.groups:
         branch = fit_branch([group], data, validation, config, seed, classes)
         found[group] = {
             n: labels_of(*predict(branch, [group], t), fallback) for n, t in tests.items()
@@ -181,7 +177,7 @@ def probabilities(
 ) -> NDArray[np.float32]:
     """`branch_scores` [n, voters, classes]."""
     with torch.no_grad():
-        scores: NDArray[np.float32] = fusion(*data.inputs(shown))[0].numpy()
+        scores: NDArray[np.float32] = fusion.judge(*data.inputs(shown))[0].numpy()
     return scores
 
 
@@ -220,13 +216,14 @@ def gains(
     truth: Mapping[str, Labels],
     runs: Sequence[Predictions],
     systems: Mapping[str, Mapping[str, Mapping[str, float]]],
+    groups: Sequence[str],
     resamples: int,
     classes: int,
 ) -> dict[str, dict[str, Any]]:
     """The vote against the group that is best on the very split (the hardest comparison)."""
     found = {}
     for name, labels in truth.items():
-        best = max(GROUPS, key=lambda g, n=name: systems[g][n]["waf"])  # type: ignore[misc]
+        best = max(groups, key=lambda g, n=name: systems[g][n]["waf"])  # type: ignore[misc]
         ours, theirs = (np.stack([r[s][name] for r in runs]) for s in (VOTE, best))
         interval = paired_bootstrap(labels, ours, theirs, classes, resamples)
         noise = systems[VOTE][name]["sd"] + systems[best][name]["sd"]
@@ -246,11 +243,30 @@ def by_subset(
 ) -> dict[str, dict[str, float]]:
     """WAF of the deployed vote when only some modalities are given."""
     found = {}
-    for subset, flags in SUBSETS.items():
+    names = next(iter(tests.values())).modalities if tests else ()
+    for subset, flags in subsets(names).items():
         shown = torch.tensor([flags])
         labels = {n: voted(fusion, t, fallback, shown)[VOTE] for n, t in tests.items()}
         found[subset] = {n: waf(t.labels.numpy(), labels[n], classes) for n, t in tests.items()}
     return found
+
+
+def subsets(modalities: Sequence[str]) -> dict[str, tuple[bool, ...]]:
+    """What a caller may give, as masks of presence: every subset of a few modalities; of many all,
+    all but one of them, and one alone."""
+    number, found = len(modalities), {}
+    for flags in (
+        itertools.product((True, False), repeat=number) if number <= MANY else _few(number)
+    ):
+        if any(flags):
+            shown = (m for m, is_shown in zip(modalities, flags, strict=True) if is_shown)
+            found["+".join(shown)] = flags
+    return found
+
+
+def _few(number: int) -> list[tuple[bool, ...]]:
+    one = [tuple(i == k for i in range(number)) for k in range(number)]
+    return [(True,) * number, *(tuple(not own for own in flags) for flags in one), *one]
 
 
 def by_evidence(

@@ -228,7 +228,8 @@ def _view(
     groups: Sequence[str], data: FeatureSet, rows: Tensor, presence: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Features [rows, width] and presence [rows, groups] of a branch's groups."""
-    features, here = data.features(rows, presence), group_presence(presence)
+    features = data.features(rows, presence, groups)
+    here = group_presence(presence, data.groups)
     return [features[g] for g in groups], torch.cat([here[g] for g in groups], dim=1)
 
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from merkit.pipeline import GROUPS
 from merkit_training.fusion.dataset import FeatureSet
 from merkit_training.fusion.model import group_presence
 from merkit_training.mining.pool import Pool
@@ -58,7 +57,7 @@ def exclusions(
             continue
         known = np.concatenate([s for part in parts for s in _of_set(part, projections)])
         scale = np.maximum(known.std(axis=0), 1e-6)
-        scale[-len(GROUPS) :] = 1  # the columns of presence
+        scale[-len(pool.widths) :] = 1  # the columns of presence
         distance, _ = cKDTree(known / scale).query(
             own / scale, p=np.inf, distance_upper_bound=ALIKE
         )
@@ -99,7 +98,7 @@ def _signatures(
     features: Mapping[str, Tensor], presence: Tensor, projections: Mapping[str, Tensor]
 ) -> NDArray[np.float32]:
     """float32 [n, groups * PROJECTIONS + groups]: projected features, then what is present."""
-    here = group_presence(presence)
-    columns = [torch.where(here[g], features[g] @ projections[g], 0.0) for g in GROUPS]
-    flags = [here[g] * APART for g in GROUPS]
+    here = group_presence(presence, projections)
+    columns = [torch.where(here[g], features[g] @ projections[g], 0.0) for g in projections]
+    flags = [here[g] * APART for g in projections]
     return torch.cat([*columns, *flags], dim=1).numpy()

@@ -15,9 +15,10 @@ import torch
 from merkit.errors import InvalidInputError
 from merkit_training.corpus import clip_splits, read_clips
 from merkit_training.data.records import UNLABELLED
+from merkit_training.evaluation.stored import StoredBackend, read_for, records_in
 from merkit_training.fusion.dataset import FeatureSet, read_features
 from merkit_training.fusion.features import Encoder, extract_split
-from merkit_training.mining.pool import STORED
+from merkit_training.fusion.groups import stored_name
 from merkit_training.recipe import recipe_from
 from merkit_training.runs import read_json
 
@@ -66,13 +67,31 @@ def extract_pool(run: Path, corpus: Path, folder: Path, *, half: bool = False) -
     return parts
 
 
+def read_pool(run: Path, root: Path, folder: Path, *, half: bool = False) -> list[Path]:
+    """Writes folder/<part>/ with the features of all clips below `root`, in MERTools' layout, for
+    a run that was fused from such folders; arguments and result as of `extract_pool`.
+
+    Raises:
+        InvalidInputError: the run reads groups of its own encoders too, or see `folders`.
+    """
+    backend = StoredBackend(run)
+    records = records_in(backend, root)
+    parts = []
+    for start in range(0, len(records), CLIPS_A_PART):
+        parts.append(folder / f"{start:08d}")
+        if not (parts[-1] / "clips.json").exists():
+            data = read_for(backend, records[start : start + CLIPS_A_PART], root)
+            (halved(data) if half else data).save(parts[-1])
+    return parts
+
+
 def halved(data: FeatureSet) -> FeatureSet:
     """The same features in half precision; InvalidInputError where one is too large for it."""
-    tensors = {name: getattr(data, name).half() for name in STORED.values()}
-    if wrong := [name for name, t in tensors.items() if not torch.isfinite(t).all()]:
+    groups = {group: values.half() for group, values in data.groups.items()}
+    if wrong := [group for group, t in groups.items() if not torch.isfinite(t).all()]:
         raise InvalidInputError(
-            f"{wrong[0]} holds values beyond {torch.finfo(torch.float16).max:g}",
+            f"{stored_name(wrong[0])} holds values beyond {torch.finfo(torch.float16).max:g}",
             "features that half precision can hold",
             "extract without --half",
         )
-    return replace(data, **tensors)
+    return replace(data, groups=groups)

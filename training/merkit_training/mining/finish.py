@@ -6,14 +6,13 @@ run that it began from, and `merkit-export build` finds a finished run there.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from merkit_training.fusion.model import Fusion
+from merkit_training.fusion.sharing import share_files
 from merkit_training.mining.learners import Learner
 from merkit_training.mining.loop import VALIDATION, VOTE, Material
 from merkit_training.runs import read_json, save_step, write_json
@@ -44,7 +43,7 @@ def write_run(
         waf: of each learner and of the vote, by split.
         facts: what the card says of the mining.
     """
-    _share(run, out)
+    share_files(run, out, LEFT)
     order = sorted(range(len(learners)), key=lambda i: -waf[VALIDATION][learners[i].voter.name])
     ranked = [learners[i] for i in order]
     widths = material.labelled.widths()
@@ -78,19 +77,3 @@ def write_run(
     record["stages"][STEP] = {**stage, "scores": scores, "mining": dict(facts)}
     write_json(out / "run.json", record)
     return out
-
-
-def _share(run: Path, out: Path) -> None:
-    """Hard links (or copies, on another disk) of all that mining leaves as it is."""
-    for path in sorted(run.rglob("*")):
-        place = path.relative_to(run)
-        if place.parts[0] in LEFT or not path.is_file():
-            continue
-        target = out / place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            continue
-        try:
-            os.link(path, target)
-        except OSError:
-            shutil.copy2(path, target)

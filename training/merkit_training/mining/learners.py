@@ -23,10 +23,10 @@ from merkit.errors import BundleCorruptError
 from merkit.voting import NOBODY
 from merkit_training.fusion.calibration import fit_temperature
 from merkit_training.fusion.config import BranchConfig, FusionConfig
-from merkit_training.fusion.dataset import JOINT_VIEWS, FeatureSet
+from merkit_training.fusion.dataset import JOINT, JOINT_VIEWS, FeatureSet
 from merkit_training.fusion.model import Branch, group_presence
 from merkit_training.fusion.train import fit_branch, predict
-from merkit_training.mining.pool import STORED, Pool, Rows
+from merkit_training.mining.pool import Pool, Rows
 from merkit_training.mining.votes import Votes
 from merkit_training.runs import write_bytes
 
@@ -48,7 +48,7 @@ class Learner:
         return self._scores(logits, spoke)
 
     def of_block(self, features: dict[str, Tensor], here: dict[str, Tensor]) -> Tensor:
-        """The same of features by group letter, with their presence bool [n, 1]."""
+        """The same of features by group, with their presence bool [n, 1]."""
         groups = self.voter.groups
         own = torch.cat([here[g] for g in groups], dim=1)
         with torch.no_grad():
@@ -105,21 +105,20 @@ def training_set(
     precision, so that a quarter of a large pool fits in memory.
     """
     count = len(labelled) + len(rows)
-    tensors: dict[str, Tensor] = {}
-    for group, name in STORED.items():
+    found: dict[str, Tensor] = {}
+    for group, own in labelled.groups.items():
         if group not in groups:
-            shape = (count, len(JOINT_VIEWS), 1) if group == "j" else (count, 1)
-            tensors[name] = torch.zeros(1).expand(shape)
+            shape = (count, len(JOINT_VIEWS), 1) if group == JOINT else (count, 1)
+            found[group] = torch.zeros(1).expand(shape)
             continue
-        own = getattr(labelled, name)
         kind = pool.stored(group) if len(rows) else torch.float32
-        tensors[name] = torch.empty((count, *own.shape[1:]), dtype=kind)
-        tensors[name][: len(labelled)] = own
+        found[group] = torch.empty((count, *own.shape[1:]), dtype=kind)
+        found[group][: len(labelled)] = own
         step = max(1, BLOCK_BYTES // (4 * own[:1].numel()))
         for start in range(0, len(rows), step):
             piece = torch.from_numpy(pool.read(group, rows[start : start + step]))
             first = len(labelled) + start
-            tensors[name][first : first + len(piece)] = piece
+            found[group][first : first + len(piece)] = piece
     pseudo = torch.from_numpy(labels.astype(np.int64))
     chosen = torch.from_numpy(rows)
     return FeatureSet(
@@ -128,7 +127,7 @@ def training_set(
         subsets=(*labelled.subsets, *("",) * len(rows)),
         labels=torch.cat([labelled.labels, pseudo]),
         presence=torch.cat([labelled.presence, pool.presence[chosen]]),
-        **tensors,
+        groups=found,
     )
 
 
@@ -140,7 +139,7 @@ def vote_on(pool: Pool, rows: Rows, learners: Sequence[Learner]) -> Votes:
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
         features = pool.features(block)
-        here = group_presence(pool.presence[torch.from_numpy(block)])
+        here = group_presence(pool.presence[torch.from_numpy(block)], pool.widths)
         for i, learner in enumerate(learners):
             best, label = learner.of_block(features, here).max(dim=1)
             own = slice(start, start + step)

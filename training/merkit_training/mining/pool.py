@@ -21,19 +21,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from merkit.contract import MODALITIES
 from merkit.errors import InvalidInputError
-from merkit.pipeline import GROUP_MODALITIES, GROUPS
-from merkit_training.fusion.dataset import JOINT_VIEWS
+from merkit_training.fusion.dataset import JOINT, JOINT_VIEWS, joint_view
+from merkit_training.fusion.groups import (
+    FOREIGN,
+    STORED,
+    in_order,
+    modalities_of,
+    read_by,
+    stored_name,
+)
+from merkit_training.fusion.model import group_presence
 
 Rows = NDArray[np.int64]
 
 DTYPES = {"F16": np.float16, "F32": np.float32}
-STORED = {g: name if g != "j" else "joint_views" for g, name in GROUPS.items()}
-"""The tensor of a group in `features.safetensors`."""
 GATHERED_BYTES = 2**26
 """Of a mapped file read before it is unmapped, so that pages do not pile up."""
-_AUDIO, _TEXT = MODALITIES.index("audio"), MODALITIES.index("text")
 
 
 class Part:
@@ -42,7 +46,8 @@ class Part:
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "features.safetensors"
         try:
-            self.names = tuple(json.loads((folder / "clips.json").read_text("utf-8"))["names"])
+            texts = json.loads((folder / "clips.json").read_text("utf-8"))
+            self.names = tuple(texts["names"])
             with self.path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 if not 0 < size < 2**20:
@@ -52,6 +57,9 @@ class Part:
             self.start = 8 + size
             if (end := self.start + self._bytes()) != self.path.stat().st_size:
                 raise ValueError(f"{self.path.stat().st_size} bytes instead of {end}")
+            names = {name: group for group, name in STORED.items()}
+            names |= {FOREIGN + group: group for group in texts.get("groups", ())}
+            self.groups = in_order([g for name, g in names.items() if name in self.tensors])
             self.presence = np.array(self._map("presence", np.bool_))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise InvalidInputError(
@@ -60,7 +68,8 @@ class Part:
                 "extract the features again: merkit-train mine RUN --pool CORPUS --out DIR",
             ) from None
         for name, table in self.tensors.items():
-            if table["shape"][:1] != [len(self.names)] or self.presence.shape[1:] != (3,):
+            columns = len(modalities_of(self.groups)) if self.groups else None
+            if table["shape"][:1] != [len(self.names)] or self.presence.shape[1:] != (columns,):
                 raise InvalidInputError(
                     f"{self.path} has {name} of the shape {table['shape']}",
                     f"a row for each of the {len(self.names)} clips of clips.json",
@@ -69,16 +78,22 @@ class Part:
 
     def width(self, group: str) -> int | None:
         """Numbers in a feature of the group; None where the folder has none."""
-        found = self.tensors.get(STORED[group])
+        found = self.tensors.get(stored_name(group))
         return None if found is None else int(found["shape"][-1])
 
     def dtype(self, group: str) -> str:
         """safetensors' name of the type that the group is stored in."""
-        return str(self.tensors[STORED[group]]["dtype"])
+        return str(self.tensors[stored_name(group)]["dtype"])
+
+    def has(self, modality: str) -> NDArray[np.bool_]:
+        """Which clips hold the modality, [n]; none where the folder knows nothing of it."""
+        known = modalities_of(self.groups)
+        there = modality in known
+        return self.presence[:, known.index(modality)] if there else np.zeros(len(self.names), bool)
 
     def read(self, group: str, rows: Rows, view: Rows | None = None) -> NDArray[Any]:
         """Features [rows, (3,) width] as stored; of the joint group those of `view` [rows]."""
-        name = STORED[group]
+        name = stored_name(group)
         shape = self.tensors[name]["shape"]
         kind = DTYPES[self.dtype(group)]
         row_bytes = max(1, int(np.prod(shape[1:])) * np.dtype(kind).itemsize)
@@ -128,6 +143,7 @@ class Pool:
 
     def __init__(self, folders: Sequence[Path], widths: Mapping[str, int]) -> None:
         self.parts, self.widths = [Part(folder) for folder in folders], dict(widths)
+        self.modalities = modalities_of(self.widths)
         self.names = tuple(name for part in self.parts for name in part.names)
         if not self.names:
             raise InvalidInputError("the pool is empty", "at least one clip", "check --pool")
@@ -139,7 +155,8 @@ class Pool:
                 "remove the duplicates, or a part of the pool",
             )
         self._check()
-        self.presence = torch.from_numpy(np.concatenate([part.presence for part in self.parts]))
+        columns = [[part.has(m) for part in self.parts] for m in self.modalities]
+        self.presence = torch.from_numpy(np.stack([*map(np.concatenate, columns)], axis=1))
         self.offsets = np.cumsum([0, *(len(part.names) for part in self.parts)])
 
     def __len__(self) -> int:
@@ -148,14 +165,13 @@ class Pool:
     def _check(self) -> None:
         for part in self.parts:
             for group, width in self.widths.items():
-                reads = [MODALITIES.index(name) for name in GROUP_MODALITIES[group]]
                 found = part.width(group)
-                if found is None and not part.presence[:, reads].any():
+                if found is None and not any(part.has(name).any() for name in read_by(group)):
                     continue
                 if found != width or part.dtype(group) not in DTYPES:
                     what = "no" if found is None else f"{part.dtype(group)} {found} wide as"
                     raise InvalidInputError(
-                        f"{part.folder} has {what} {STORED[group]}",
+                        f"{part.folder} has {what} {STORED.get(group, group)}",
                         f"features {width} wide in F32 or F16, as the run's own",
                         "extract the pool with the run's encoders: --pool CORPUS",
                     )
@@ -166,19 +182,19 @@ class Pool:
         return torch.float16 if kinds == {"F16"} else torch.float32
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """float32 features [rows, width] by group letter, each clip seen with all that it has.
+        """float32 features [rows, width] by group, each clip seen with all that it has.
 
         Raises:
             InvalidInputError: a feature is not finite.
         """
         shown = self.presence[torch.from_numpy(rows)]
-        audio, text = shown[:, _AUDIO].numpy(), shown[:, _TEXT].numpy()
-        view = np.where(audio & text, 0, np.where(audio, 1, 2))
+        here_of = group_presence(shown, self.widths)
         found = {}
-        for group, name in STORED.items():
-            values = self.read(group, rows, view if group == "j" else None)
+        for group in self.widths:
+            view = joint_view(shown, self.modalities).numpy() if group == JOINT else None
+            values = self.read(group, rows, view)
             found[group] = torch.from_numpy(values).float()
-            here = shown[:, [MODALITIES.index(m) for m in GROUP_MODALITIES[group]]].any(dim=1)
+            here, name = here_of[group][:, 0], STORED.get(group, group)
             bad = (~torch.isfinite(found[group]).all(dim=1) & here).nonzero()[:, 0]
             if len(bad):
                 raise InvalidInputError(
@@ -190,7 +206,7 @@ class Pool:
 
     def read(self, group: str, rows: Rows, view: Rows | None = None) -> NDArray[Any]:
         """Features of clips in any order, as stored; zeros where a part has none."""
-        own = [len(JOINT_VIEWS), self.widths[group]] if group == "j" else [self.widths[group]]
+        own = [len(JOINT_VIEWS), self.widths[group]] if group == JOINT else [self.widths[group]]
         shape = own if view is None else own[-1:]
         kind = np.float16 if self.stored(group) is torch.float16 else np.float32
         where = np.searchsorted(self.offsets, rows, side="right") - 1

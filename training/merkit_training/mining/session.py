@@ -24,8 +24,9 @@ from merkit.pipeline import SEED_VOTERS
 from merkit_training.data.records import UNLABELLED
 from merkit_training.fusion.config import FusionConfig
 from merkit_training.fusion.dataset import read_features, test_splits
+from merkit_training.fusion.fuse import stated_groups
 from merkit_training.mining.config import MiningConfig
-from merkit_training.mining.extract import extract_pool
+from merkit_training.mining.extract import extract_pool, read_pool
 from merkit_training.mining.finish import write_run
 from merkit_training.mining.ledger import Ledger
 from merkit_training.mining.loop import Loop, Material
@@ -57,7 +58,8 @@ def mine(
 
     Args:
         run: a finished run.
-        pools: folders of features, or corpora with unlabelled clips, together the pool.
+        pools: folders of features, corpora with unlabelled clips, or folders in MERTools' layout
+            where the run was fused from such; together the pool.
         out: where everything is written; a mining that was begun there goes on.
         config: how.
         seeds: one loop each; the first one's learners become DIR/run.
@@ -135,8 +137,10 @@ def _folders(run: Path, pools: Sequence[Path], out: Path, half: bool) -> list[Pa
     for number, path in enumerate(pools):
         if not path.is_dir():
             raise InvalidInputError(f"there is no folder {path}", "a pool", "check --pool")
-        own = feature_folders(path)
-        folders += own or extract_pool(run, path, out / "pool" / str(number), half=half)
+        if not (own := feature_folders(path)):
+            extract = read_pool if stated_groups(run) else extract_pool
+            own = extract(run, path, out / "pool" / str(number), half=half)
+        folders += own
     return folders
 
 

@@ -15,7 +15,7 @@ import torch
 
 from merkit_training.corpus import CLIP_SPLITS
 from merkit_training.fusion.config import MERBENCH_FUSION, FusionConfig
-from merkit_training.fusion.dataset import FeatureSet
+from merkit_training.fusion.dataset import FeatureSet, from_stored
 from merkit_training.fusion.features import Decoded, Encoder
 from merkit_training.fusion.tables import LOGISTIC, MAJORITY, Labels, logistic, voted
 from merkit_training.fusion.train import fit_branch, fit_fusion, labels_of, majority, predict
@@ -98,10 +98,10 @@ def features_of(encode: Encoder, clips: Inputs) -> FeatureSet:
         rows = range(start, min(start + BATCH, len(clips)))
         texts = [clips.texts[i] if reads else "" for i in rows]
         parts.append(encode([decoded_clip(i) for i in rows], texts))
-    return FeatureSet(
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return from_stored(
+        tensors | {"labels": torch.from_numpy(clips.labels)},
         names=clips.names,
         identities=clips.identities,
         subsets=("",) * len(clips),
-        labels=torch.from_numpy(clips.labels),
-        **{name: torch.cat([part[name] for part in parts]) for name in parts[0]},
     )
