@@ -20,6 +20,7 @@ from merkit.contract import Contract, Preprocessing, Voter
 from merkit.errors import BundleCorruptError
 from merkit.pipeline import standard_contract
 from merkit_training.encoders.adopted import GRAPH
+from merkit_training.fusion.groups import refuse_foreign
 from merkit_training.runs import read_json
 from merkit_training.settings import from_table
 from merkit_training.steps import load_step
@@ -63,12 +64,14 @@ def read_origin(run: Path) -> Origin:
     Raises:
         BundleNotFoundError: a stage has not been run.
         BundleCorruptError: a file of it is damaged.
+        InvalidInputError: it was fused from features that no encoder of the pipeline makes.
     """
     table = read_json(run / "recipe.json").get("preprocessing", {})
     preprocessing = from_table(Preprocessing, table, "recipe.json [preprocessing]")
     path = run / "fusion" / "config.json"
     facts = read_json(path)
     try:
+        refuse_foreign(facts["widths"], str(run))
         voters = [Voter(v["name"], tuple(v["groups"])) for v in facts["voters"]]
         contract = standard_contract(facts["labels"], facts["widths"], preprocessing, voters)
     except (KeyError, TypeError) as error:
