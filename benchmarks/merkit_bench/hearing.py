@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from torch import nn
 
-from merkit.contract import Contract, Preprocessing, StepSpec, TensorSpec
+from merkit.contract import Hearing
 from merkit.errors import InvalidInputError
+from merkit.pipeline import Chain
 from merkit.speech.vocabulary import END, SPECIAL, Vocabulary
 from merkit_bench.summary import machine
-from merkit_export.graphs import export_step
-from merkit_export.speech.paraformer import TOKENS_TXT, recognize_graph, write_model_folder
+from merkit_export.speech.chain import step_graph
+from merkit_export.speech.paraformer import TOKENS_TXT, write_model_folder
 from merkit_export.storage import save
 from merkit_training.runs import write_bytes, write_json
+from merkit_training.speech.hearing.modules import Punctuate, Recognize, Separate
 from merkit_training.speech.noise.folders import decode
 from merkit_training.speech.noise.levels import Wave
 from merkit_training.speech.punctuation import train as punctuation
@@ -96,14 +97,19 @@ class Contest:
         self.threads = threads
         recognizer, config, vocabulary = _recognizer(run)
         self.sessions: dict[str, Any] = {}
-        # one step in memory at a time: the published ones have gigabytes
-        self._add(folder, "recognize", recognize_graph(recognizer, config, len(vocabulary)))
+        # one step in memory at a time: the published ones have gigabytes; of one sound, as
+        # sherpa-onnx hears it, though the pipeline recognises three where it separates
+        alone = Chain(Hearing(), len(vocabulary))
+        self._add(folder, "recognize", step_graph("recognize", Recognize(recognizer), alone))
         self.sherpa = self._sherpa(
             write_model_folder(folder / "sherpa", recognizer, config, vocabulary)
         )
         del recognizer
-        self._add(folder, "separate", _separate_graph(_separator(run)))
-        self._add(folder, "punctuate", _punctuate_graph(*_punctuator(run)))
+        whole = Chain(Hearing(), len(vocabulary), separated=True)
+        self._add(folder, "separate", step_graph("separate", Separate(_separator(run)), whole))
+        model, marks = _punctuator(run)
+        whole = Chain(Hearing(), len(vocabulary), marks=marks)
+        self._add(folder, "punctuate", step_graph("punctuate", Punctuate(model), whole))
 
     def timed(self, wave: Wave, rounds: int) -> list[dict[str, Any]]:
         """Median seconds and real-time factor of every contender on a sound."""
@@ -150,7 +156,8 @@ class Contest:
         if name.startswith("punctuate"):
             feed = {**_words(max(2, round(TOKENS_A_SECOND * len(wave) / RATE)))}
         else:
-            feed = {"waveform": wave[None], "waveform_length": np.array([[len(wave)]], np.int64)}
+            length = "mixture_length" if name.startswith("separate") else "speech_length"
+            feed = {"speech": wave[None], length: np.array([[len(wave)]], np.int64)}
         return lambda: session.run(None, feed)
 
     def _sherpa(self, model: Path) -> Any:
@@ -199,7 +206,7 @@ def _recognizer(run: Path | None) -> tuple[Recognizer, RecognizerConfig, Vocabul
     return Recognizer(config, PAPER_TOKENS).eval(), config, Vocabulary((*marks, *words))
 
 
-def _separator(run: Path | None) -> nn.Module:
+def _separator(run: Path | None) -> separation.Separator:
     return separation.load(run) if run else separation.Separator(PAPER_SEPARATOR).eval()
 
 
@@ -211,39 +218,8 @@ def _punctuator(run: Path | None) -> tuple[CtTransformer, int]:
     return CtTransformer(config, PAPER_WORDS, PAPER_MARKS).eval(), PAPER_MARKS
 
 
-def _separate_graph(separator: nn.Module) -> onnx.ModelProto:
-    step = StepSpec(
-        "separate", "onnx", ("waveform", "waveform_length"), ("sources",), needs=("audio",)
-    )
-    tensors = {
-        "waveform": TensorSpec("float32", ("batch", "samples")),
-        "waveform_length": TensorSpec("int64", ("batch", 1)),
-        "sources": TensorSpec("float32", ("batch", 2, "samples")),
-    }
-    waves = 0.1 * np.random.default_rng(0).standard_normal((2, RATE)).astype(np.float32)
-    lengths = np.array([[RATE], [RATE // 2]])
-    return export_step(
-        separator, step, _alone(step, tensors), {"waveform": waves, "waveform_length": lengths}
-    )
-
-
-def _punctuate_graph(model: nn.Module, marks: int) -> onnx.ModelProto:
-    step = StepSpec("punctuate", "onnx", ("inputs", "text_lengths"), ("logits",), needs=("text",))
-    tensors = {
-        "inputs": TensorSpec("int64", ("batch", "words")),
-        "text_lengths": TensorSpec("int64", ("batch",)),
-        "logits": TensorSpec("float32", ("batch", "words", marks)),
-    }
-    feed = {name: np.repeat(array, 2, axis=0) for name, array in _words(12).items()}
-    return export_step(model, step, _alone(step, tensors), feed)
-
-
 def _words(count: int) -> dict[str, NDArray[np.int64]]:
-    return {"inputs": np.ones((1, count), np.int64), "text_lengths": np.array([count])}
-
-
-def _alone(step: StepSpec, tensors: dict[str, TensorSpec]) -> Contract:
-    return Contract((), (), (), Preprocessing(), tensors, (step,))
+    return {"word_ids": np.ones((1, count), np.int64), "word_count": np.array([[count]])}
 
 
 if __name__ == "__main__":

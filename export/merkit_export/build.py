@@ -24,7 +24,6 @@ from merkit.backends.embedded import EmbeddedBackend
 from merkit.bundle import MANIFEST, Bundle, onnx_steps, sha256_file, write_manifest
 from merkit.errors import InvalidInputError, MerkitError
 from merkit.serving.render import render
-from merkit.steps.tokenize import JOINT_FILE
 from merkit_export import graphs, samples, shards
 from merkit_export.costs import operations
 from merkit_export.origin import Origin, provenance, read_origin
@@ -34,9 +33,12 @@ from merkit_export.precision.choose import Plan, choose, entries
 from merkit_export.tolerance import tolerance_of
 from merkit_export.walk import torch_steps, walk
 from merkit_training.runs import read_json
+from merkit_training.speech.hearing.parts import copy_resources
 
 GIT_LIMIT = 10_000_000
 """Compressed bytes that a checked-in bundle may add to git; a larger one is built with a note."""
+WITH_FILES = ("tokenize", "transcribe")
+"""The python steps that have content files."""
 SYNTHETIC_NOTICE = (
     "Trained on synthetic data only. It proves that the machinery works; its answers say nothing "
     "about people."
@@ -74,7 +76,8 @@ def build(
         bundle = write_manifest(folder, origin.contract, digests, details)
         steps, outcome = prove(bundle, origin)
         say(f"parity: {describe(steps, outcome)}")
-        details["costs"] = operations(origin.contract, origin.modules, bundle.resources("tokenize"))
+        python = origin.python_steps()
+        details["costs"] = operations(origin.contract, origin.modules, python)
         details["validation"] |= {"parity": parity_summary(steps, outcome), "releasable": True}
         if plan is not None:
             _take_precisions(bundle, origin, plan, _work(out), digests, details, say)
@@ -181,10 +184,8 @@ def _size(folder: Path, bundle: Bundle) -> str:
 def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str, str]:
     """Writes every content file below `folder`; the digest of each step that has any."""
     contract = origin.contract
-    resources = folder / "tokenize" / "1"
-    resources.mkdir(parents=True)
-    digests = {"tokenize": _copy_tokenizers(origin.tokenizer, resources)}
-    example = _example(origin, resources)
+    digests = _resources(origin, folder)
+    example = _example(origin)
     for spec in onnx_steps(contract):
         started = time.monotonic()
         path = folder / spec.name / "1" / "model.onnx"
@@ -195,13 +196,16 @@ def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str,
     return digests
 
 
-def _copy_tokenizers(first: Path, folder: Path) -> str:
-    """Copies the tokeniser, and the joint model's own where it has one; the digest of both."""
-    files = [path for path in (first, first.with_name(JOINT_FILE)) if path.exists()]
-    for path in files:
-        shutil.copyfile(path, folder / path.name)
-    digests = [sha256_file(folder / path.name) for path in files]
-    return digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+def _resources(origin: Origin, folder: Path) -> dict[str, str]:
+    """Writes the python steps' content files; the digest of each step that has any."""
+    digests = {}
+    for spec in origin.contract.steps:
+        if spec.name in WITH_FILES:
+            files = copy_resources(origin.run, spec.name, folder / spec.name / "1")
+            each = [sha256_file(path) for path in files]
+            whole = hashlib.sha256("".join(each).encode()).hexdigest()
+            digests[spec.name] = each[0] if len(each) == 1 else whole
+    return digests
 
 
 def prove(
@@ -251,14 +255,12 @@ def describe(steps: list[StepParity], outcome: OutcomeParity) -> str:
     )
 
 
-def _example(origin: Origin, resources: Path) -> Mapping[str, Any]:
+def _example(origin: Origin) -> Mapping[str, Any]:
     """The inputs of every step at the sizes to trace at, as torch makes them on the way."""
-    from merkit.steps import REGISTRY
-
     contract = origin.contract
-    steps = torch_steps(contract, origin.modules)
-    steps["tokenize"] = REGISTRY["tokenize"](contract, resources)
-    return walk(contract, steps, samples.example(contract))
+    steps = {**torch_steps(contract, origin.modules), **origin.python_steps()}
+    walked = walk(contract, steps, samples.example(contract))
+    return walked | samples.chain_example(contract)
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -87,7 +87,8 @@ def decoded_clips(bundle: Bundle, clips: Sequence[NamedClip]) -> list[Mapping[st
     """The first `STEP_CLIPS` of the clips as `pipeline.DECODED_IN`; those that cannot be decoded
     are left out: the whole pipeline is compared on them too."""
     decoded: list[Mapping[str, NDArray[Any]]] = []
-    for clip in clips[:STEP_CLIPS]:
+    chosen = list(clips[:STEP_CLIPS])
+    for clip in [*chosen, *(_heard(chosen) if bundle.contract.hearing else ())]:
         request = merkit.Clip(clip.path, clip.text)
         try:
             entry = decoded_entry(request, bundle.contract.preprocessing, Limits(), None, False)
@@ -105,6 +106,7 @@ def compare_clips(
     `budget` is what the bundle's answers may cost; None: they must be the same.
     """
     report = OutcomeParity(bundle.contract.labels, budget)
+    clips = [*clips, *(_heard(clips) if bundle.contract.hearing else ())]
     requests = [merkit.Clip(clip.path, clip.text) for clip in clips]
     loaded = merkit.load(bundle.root, providers=["cpu"], threads=THREADS, allow_unreleasable=True)
     with loaded, merkit.Client(TorchBackend(run)) as reference:
@@ -113,6 +115,13 @@ def compare_clips(
         for clip, (want, got) in zip(clips, progress, strict=True):
             report.add(clip.name, _answer(want), _answer(got), clip.truth)
     return report.close()
+
+
+def _heard(clips: Sequence[NamedClip]) -> list[NamedClip]:
+    """The first clips once more without their words, which then are recognised. What is true of
+    them with their words is not known to be true without."""
+    worded = [clip for clip in clips[:STEP_CLIPS] if clip.text.strip()]
+    return [NamedClip(f"{clip.name} (heard)", clip.path) for clip in worded]
 
 
 def _answer(found: merkit.Prediction | MerkitError) -> Answer | str:

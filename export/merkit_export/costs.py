@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from merkit.contract import Contract
-from merkit.steps import REGISTRY
 from merkit_export import samples
 from merkit_export.walk import Step, Values, torch_steps, walk
 from merkit_training.encoders.audio import encoder as audio
@@ -26,23 +24,29 @@ from merkit_training.encoders.joint import start as joint
 from merkit_training.encoders.text import encoder as text
 from merkit_training.encoders.vision import train as vision
 from merkit_training.recipe import TABLES, Recipe
+from merkit_training.speech.hearing.modules import Recognize
+from merkit_training.speech.hearing.untrained import chain_modules
+from merkit_training.speech.recognition.model import Recognizer
+from merkit_training.stages import SPEECH
 
 SECONDS, WORDS = 5.0, 12
 """Of the clip that is counted: a sentence, as MER's clips are."""
 TOKENS, PROMPT = 20, 20
 """Of its text, and around it for the joint model, where there is no vocabulary to ask."""
+HEARING_STEPS = ("separate", "recognize", "punctuate")
+"""ONNX steps that have nothing to do where the caller gives the words."""
 
 
 def operations(
-    contract: Contract, modules: Mapping[str, nn.Module], resources: Path
+    contract: Contract, modules: Mapping[str, nn.Module], python: Mapping[str, Step]
 ) -> dict[str, int]:
     """Floating-point operations of matrix products and convolutions, by ONNX step, for one clip
-    of all modalities.
+    of all modalities; those of the chain in front, for the same clip without its words.
 
     Args:
         contract: the pipeline.
         modules: its ONNX steps in torch.
-        resources: the folder with the tokeniser.
+        python: its python steps behind decoding.
     """
     p = contract.preprocessing
     clip = samples.clip(p, p.frames_per_clip, min(SECONDS, p.max_audio_seconds), WORDS)
@@ -58,16 +62,19 @@ def operations(
         return run
 
     steps = {name: counted(name, step) for name, step in torch_steps(contract, modules).items()}
-    walk(contract, {**steps, "tokenize": REGISTRY["tokenize"](contract, resources)}, clip)
-    return counts
+    if contract.hearing is not None:
+        walk(contract, {**steps, **python}, samples.unworded([clip])[0])
+    heard = {name: count for name, count in counts.items() if name in HEARING_STEPS}
+    walk(contract, {**steps, **python}, clip)
+    return counts | heard
 
 
 def recipe_operations(recipe: Recipe) -> dict[str, int]:
-    """The same of a recipe's encoders, from their shapes: no weights, no memory for any.
+    """The same of a recipe's encoders and chain, from their shapes: no weights, no memory for any.
 
     What its checkpoints would say of their own shapes is not asked; the recipe's tables are.
     """
-    for name in TABLES:
+    for name in TABLES.keys() - SPEECH:  # of these a checkpoint says that they are asked for
         table = getattr(recipe, name)
         named = {key: "" for key in vars(table) if key.endswith("checkpoint")}
         recipe = replace(recipe, **{name: replace(table, **named)})
@@ -86,7 +93,29 @@ def recipe_operations(recipe: Recipe) -> dict[str, int]:
             "text_encoder": (text.from_recipe(recipe)[1], (ids[:, :TOKENS], length)),
             "joint_encoder": (joint.from_recipe(recipe)[1], (mel, ids, length, presence)),
         }
+        speech, ids = torch.empty(1, samples_), ids[:, :WORDS]
+        for name, module in chain_modules(recipe).items():
+            if isinstance(module, Recognize):
+                module = Heard(module.recognizer)
+                speech = speech.expand(3 if "separate" in steps else 1, -1)  # with two sources
+            steps[name] = module, (ids if name == "punctuate" else speech, length)
         return {name: _counted(module, given) for name, (module, given) in steps.items()}
+
+
+class Heard(nn.Module):
+    """A recogniser that makes room for `TOKENS` tokens: how many there are, no shape can say."""
+
+    def __init__(self, recognizer: Recognizer) -> None:
+        super().__init__()
+        self.recognizer = recognizer
+
+    def forward(self, waves: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """Scores [sounds, TOKENS, vocabulary] of float32 [sounds, samples]."""
+        model = self.recognizer.model
+        inputs, counts = self.recognizer.frontend(waves, length.expand(len(waves), 1)[:, 0])
+        heard, valid = model.encode(inputs, counts)
+        scores: torch.Tensor = model.decoder(heard[:, :TOKENS], valid[:, :TOKENS], heard, valid)
+        return scores
 
 
 def _attention_by_products() -> AbstractContextManager[None]:

@@ -31,6 +31,7 @@ from merkit.errors import MerkitError
 from merkit.ragged import graph_feed, graph_inputs
 from merkit_export.compact import compact
 from merkit_export.ragged import Unragged
+from merkit_export.speech.trim import trim
 from merkit_export.storage import LIMIT, weight_bytes
 from merkit_training.encoders.adopted import AdoptedEncoder
 
@@ -70,6 +71,8 @@ def export_step(
         model = step_graph(module.config, module.path, step, contract)
     else:
         model = traced(module, step, contract, example).model_proto
+    if step.name == "separate" and contract.hearing and contract.hearing.clean_from_db is not None:
+        trim(model, "speech", "mixture_length", "sources")
     compact(model)
     seal(model, step, contract)
     return model

@@ -19,10 +19,12 @@ from merkit.bundle import sha256_file
 from merkit.contract import Contract, Preprocessing, Voter
 from merkit.errors import BundleCorruptError
 from merkit.pipeline import standard_contract
+from merkit.steps import Step
 from merkit_training.encoders.adopted import GRAPH
 from merkit_training.fusion.groups import refuse_foreign
 from merkit_training.runs import read_json
 from merkit_training.settings import from_table
+from merkit_training.speech.hearing.parts import ARPA, LANGUAGE_MODEL, chain_of, python_steps
 from merkit_training.steps import load_step
 from merkit_training.voting import Voting
 
@@ -52,10 +54,9 @@ class Origin:
     modules: Mapping[str, nn.Module]
     voters: list[dict[str, Any]]
 
-    @property
-    def tokenizer(self) -> Path:
-        """The tokeniser's file."""
-        return self.run / TOKENIZER
+    def python_steps(self) -> dict[str, Step]:
+        """The steps between decoding and the graphs, over the run's own files."""
+        return python_steps(self.run, self.contract)
 
 
 def read_origin(run: Path) -> Origin:
@@ -73,7 +74,9 @@ def read_origin(run: Path) -> Origin:
     try:
         refuse_foreign(facts["widths"], str(run))
         voters = [Voter(v["name"], tuple(v["groups"])) for v in facts["voters"]]
-        contract = standard_contract(facts["labels"], facts["widths"], preprocessing, voters)
+        contract = standard_contract(
+            facts["labels"], facts["widths"], preprocessing, voters, chain_of(run)
+        )
     except (KeyError, TypeError) as error:
         raise BundleCorruptError(
             f"{path} is malformed ({type(error).__name__}: {error})",
@@ -145,12 +148,13 @@ def provenance(origin: Origin) -> dict[str, Any]:
 
 
 def checkpoint_hashes(run: Path) -> dict[str, str]:
-    """sha256 of each step's weights: trained ones, or the file that was adopted."""
+    """sha256 of each stage's weights: trained or counted ones, or the file that was adopted."""
     return {path.parent.name: sha256_file(path) for path in _weights(run)}
 
 
 def _weights(run: Path) -> list[Path]:
-    return sorted((*run.glob("*/model.safetensors"), *run.glob(f"*/{GRAPH}")))
+    counted = run.glob(f"{LANGUAGE_MODEL}/{ARPA}")
+    return sorted((*run.glob("*/model.safetensors"), *run.glob(f"*/{GRAPH}"), *counted))
 
 
 def _version(package: str) -> str | None:

@@ -30,6 +30,8 @@ from merkit_training.encoders.text import encoder as text
 from merkit_training.encoders.vision import train as vision
 from merkit_training.labels import MER6
 from merkit_training.recipe import TABLES, Recipe
+from merkit_training.speech.hearing.untrained import chain_like, chain_modules
+from merkit_training.stages import SPEECH
 
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 """Of a weight, by precision; scales and what stays in more bits add a few percent."""
@@ -38,6 +40,7 @@ FLOAT_BYTES = 4
 COPIES = 7
 """Of the largest tensor, while it is compacted: five layers of InternViT-6B, 2.55 GB, took 3.98 GB,
 of which 0.34 are torch's own (measured 2026-11-22)."""
+CHAIN = ("separate", "recognize", "punctuate")
 ENCODERS = ("face_encoder", "face_encoder_large", "audio_encoder", "text_encoder", "joint_encoder")
 TOKENS = 24
 """Of a made-up text: the graph's sizes are free, any will do."""
@@ -45,7 +48,7 @@ TOKENS = 24
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one encoder takes.
+    """What one encoder, or one step of the chain in front of them, takes.
 
     Attributes:
         step: its name.
@@ -75,18 +78,19 @@ class StepPlan:
 
 
 def plan(recipe: Recipe, trace: bool = False) -> Iterator[StepPlan]:
-    """Each encoder of a recipe. What its checkpoints say of their own shapes is not asked.
+    """Each step of a recipe's chain, then each encoder. What its checkpoints say of their own
+    shapes is not asked; whether there are any decides what the chain has.
 
     Args:
         recipe: whose shapes.
         trace: whether each graph is traced, which takes about a second for each layer.
     """
-    for name in TABLES:
+    for name in TABLES.keys() - SPEECH:  # of these a checkpoint says that they are asked for
         table = getattr(recipe, name)
         named = {key: "" for key in vars(table) if key.endswith("checkpoint")}
         recipe = replace(recipe, **{name: replace(table, **named)})
     counts = recipe_operations(recipe)
-    for name in ENCODERS:
+    for name in (*(step for step in CHAIN if step in counts), *ENCODERS):
         module = _module(recipe, name)
         found = _sizes(name, module, counts[name])
         if trace:
@@ -144,7 +148,7 @@ def _module(recipe: Recipe, name: str) -> nn.Module:
         "joint_encoder": lambda: joint.from_recipe(recipe),
     }
     with torch.device("meta"):
-        module: nn.Module = makers[name]()[1]
+        module: nn.Module = chain_modules(recipe)[name] if name in CHAIN else makers[name]()[1]
     return module
 
 
@@ -167,7 +171,8 @@ def _sizes(name: str, module: nn.Module, operations: int) -> StepPlan:
 
 def _traced(recipe: Recipe, name: str, module: nn.Module) -> tuple[int, int]:
     """Nodes and bytes of the graph, of tensors that hold nothing."""
-    contract = standard_contract(MER6, dict.fromkeys(GROUPS, 1), recipe.preprocessing)
+    widths = dict.fromkeys(GROUPS, 1)
+    contract = standard_contract(MER6, widths, recipe.preprocessing, chain=chain_like(recipe))
     step = contract.step(name)
     example = _example(contract, step)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -184,6 +189,7 @@ def _example(contract: Contract, step: StepSpec) -> dict[str, NDArray[Any]]:
     """Inputs of the step at free sizes."""
     rate = contract.preprocessing.sample_rate
     sizes = {"batch": 2, "audio_samples": rate, "tokens": TOKENS, "joint_tokens": TOKENS + 1}
+    sizes |= {"speech_samples": rate, "words_said": TOKENS}
     made = {}
     for name in step.inputs:
         spec = contract.tensors[name]

@@ -14,7 +14,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from merkit.backends.base import Tensors
-from merkit.pipeline import OUTCOME, cut
+from merkit.backends.entries import complete, wanted
+from merkit.pipeline import cut
 from merkit_export.origin import read_origin
 from merkit_export.walk import torch_steps
 
@@ -30,27 +31,25 @@ class TorchBackend:
     """
 
     def __init__(self, run: Path, keep: bool = False) -> None:
-        from merkit.steps import REGISTRY
-
         origin = read_origin(run)
         self.contract = origin.contract
         identity = {"contract_id": self.contract.contract_id, "backend": "torch"}
         self.identity: Mapping[str, str] = identity
         modules = dict(origin.modules) if keep else origin.modules
-        self._steps = torch_steps(self.contract, modules)
-        self._steps["tokenize"] = REGISTRY["tokenize"](self.contract, origin.tokenizer.parent)
+        self._steps = {**torch_steps(self.contract, modules), **origin.python_steps()}
 
     def infer(
         self, tensors: Tensors, timings: dict[str, float] | None = None
     ) -> dict[str, NDArray[Any]]:
         """See `Backend.infer`."""
-        values = dict(tensors)
-        for spec in cut(self.contract.steps, tensors, OUTCOME):
+        asked = wanted(self.contract, tensors)
+        values = dict(complete(self.contract, tensors))
+        for spec in cut(self.contract.steps, values, asked):
             start = time.perf_counter()
             values |= self._steps[spec.name](values)
             if timings is not None:
                 timings[spec.name] = 1e3 * (time.perf_counter() - start)
-        return {name: values[name] for name in OUTCOME}
+        return {name: values[name] for name in asked}
 
     def close(self) -> None:
         """Nothing to release."""

@@ -32,6 +32,9 @@ WORDS = (
     "会",
     "这样",
 )
+WORDS_TRACED = 7
+MARKED_WORDS = 2
+"""Ids that every punctuator has."""
 PATTERNS = tuple(product((1, 0), repeat=3))
 """Which of video, audio and text are there; the last pattern is nothing at all."""
 
@@ -76,6 +79,35 @@ def example(contract: Contract) -> Clip:
     p = contract.preprocessing
     second = [clip(p, 2 + i, 0.9 + i / 3, 3 + 2 * i, seed=i) for i in range(3)]
     return collate(second)
+
+
+def chain_example(contract: Contract) -> dict[str, NDArray[Any]]:
+    """Inputs to trace the chain's graphs at: whatever a recogniser hears in made-up sounds, each
+    size is above 1. Empty where the contract has no chain."""
+    if contract.hearing is None:
+        return {}
+    given = example(contract)
+    wave, length = given["waveform"], given["waveform_length"]
+    ids = np.arange(WORDS_TRACED * len(wave), dtype=np.int64).reshape(len(wave), -1)
+    return {
+        "speech": wave,
+        "speech_length": length,
+        "mixture_length": length,
+        "sources": np.stack((0.7 * wave, 0.3 * wave), axis=1).astype(np.float32),
+        "word_ids": ids % MARKED_WORDS,
+        "word_count": np.full_like(length, WORDS_TRACED),
+    }
+
+
+def heard(clips: Sequence[Clip]) -> list[Clip]:
+    """The clips, and those with sound and words once more without the words."""
+    spoken = [c for c in clips if c["waveform_length"].any() and c["text"][0, 0]]
+    return [*clips, *unworded(spoken)]
+
+
+def unworded(clips: Sequence[Clip]) -> list[Clip]:
+    """The clips without the caller's words, so that their sound is recognised."""
+    return [{**clip, "text": np.full_like(clip["text"], "")} for clip in clips]
 
 
 def smallest(contract: Contract) -> list[Clip]:

@@ -15,9 +15,10 @@ ROUNDING = 1e-4
 """Largest absolute difference between torch and ONNX in float32, and between a clip alone and in a
 padded batch. Features have magnitudes around 1."""
 
-AMPLIFIED = {"log_mel": 10.0}
+AMPLIFIED = {"log_mel": 10.0, "token_logs": 10.0}
 """How much more a tensor may differ than its step: of a pure tone, most bins lie eight decades
-below the loudest, and their logarithm multiplies the rounding of a sum (1.2e-4 was seen)."""
+below the loudest, and their logarithm multiplies the rounding of a sum (1.2e-4 was seen). The
+recogniser reads such logarithms, and answers in logarithms of tokens that nobody said."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def test_what_is_reckoned_is_what_the_executor_asks(ledger: Ledger) -> None:
 
 def test_operations_of_a_recipe_follow_from_its_shapes() -> None:
     tiny, paper = (recipe_operations(load_recipe(RECIPES / f"{n}.toml")) for n in ("tiny", "paper"))
-    assert set(tiny) == set(paper)
+    assert set(tiny) - set(paper) == {"punctuate"}  # whose checkpoint is to be named
     # two operations for each weight and patch; a sentence hardly adds attention to that
     assert paper["face_encoder_large"] == pytest.approx(2 * 5.9e9 * 257, rel=0.05)
     assert paper["text_encoder"] == pytest.approx(2 * 12.6e9 * 20, rel=0.05)

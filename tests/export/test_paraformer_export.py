@@ -12,11 +12,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from merkit.contract import Hearing
+from merkit.pipeline import Chain
 from merkit.speech.decode import greedy
 from merkit.speech.vocabulary import Vocabulary
 from merkit_export.cli import main
-from merkit_export.speech.paraformer import recognize_graph, write_model_folder
+from merkit_export.speech.chain import step_graph
+from merkit_export.speech.paraformer import write_model_folder
 from merkit_training.speech.funasr import FunasrFolder
+from merkit_training.speech.hearing.modules import Recognize
 from merkit_training.speech.recognition.checkpoint import load_folder, write_folder
 from merkit_training.speech.recognition.config import RecognizerConfig
 from merkit_training.speech.recognition.model import Recognizer
@@ -65,8 +69,8 @@ def sound(seed: int, samples: int) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def graph() -> tuple[Recognizer, onnxruntime.InferenceSession]:
-    made, config = recognizer(ctc=True)
-    model = recognize_graph(made, config, len(VOCABULARY))
+    made, _ = recognizer(ctc=True)
+    model = step_graph("recognize", Recognize(made), Chain(Hearing(), len(VOCABULARY)))
     onnx.checker.check_model(model, full_check=True)
     return made, onnxruntime.InferenceSession(model.SerializeToString())
 
@@ -88,13 +92,10 @@ def test_sound_to_tokens_is_torchs_at_any_length(
     waves = np.stack([sound(seed, samples) for seed in range(batch)])
     lengths = np.array([[samples // (row + 1)] for row in range(batch)])
     with torch.no_grad():
-        expected = [x.numpy() for x in made(torch.from_numpy(waves), torch.from_numpy(lengths))]
-    found = session.run(None, {"waveform": waves, "waveform_length": lengths})
-    assert [x.shape for x in found] == [x.shape for x in expected]
-    for number in (1, 3):
-        np.testing.assert_array_equal(found[number], expected[number])
-    for number in (0, 2):
-        np.testing.assert_allclose(found[number], expected[number], **CLOSE)
+        logs, counts, *_ = made(torch.from_numpy(waves), torch.from_numpy(lengths))
+    found = session.run(None, {"speech": waves, "speech_length": lengths})
+    np.testing.assert_array_equal(found[1], counts.numpy())
+    np.testing.assert_allclose(found[0][:, 0], logs.numpy(), **CLOSE)
     assert samples < 16_000 or int(found[1].max()) > 1  # it says something
 
 
@@ -106,15 +107,16 @@ def test_neighbours_and_padding_do_not_matter(
     waves = rng.standard_normal((3, 40_000)).astype(np.float32)  # loud behind each end
     for row, length in enumerate(lengths[:, 0]):
         waves[row, :length] = sound(row, length)
-    logs, counts, *_ = session.run(None, {"waveform": waves, "waveform_length": lengths})
+    logs, counts = session.run(None, {"speech": waves, "speech_length": lengths})
     for row, length in enumerate(lengths[:, 0]):
         feed = {
-            "waveform": waves[row : row + 1, :length],
-            "waveform_length": lengths[row : row + 1],
+            "speech": waves[row : row + 1, :length],
+            "speech_length": lengths[row : row + 1],
         }
-        alone, count, *_ = session.run(None, feed)
+        alone, count = session.run(None, feed)
         assert count[0] == counts[row]
-        np.testing.assert_allclose(logs[row, : count[0, 0]], alone[0, : count[0, 0]], atol=1e-4)
+        n = count[0, 0]
+        np.testing.assert_allclose(logs[row, 0, :n], alone[0, 0, :n], atol=1e-4)
 
 
 def test_funasrs_layout_is_what_its_tools_expect(folder: tuple[Recognizer, Path]) -> None:

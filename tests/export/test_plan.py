@@ -30,6 +30,9 @@ def test_the_papers_encoders_are_planned_from_shapes(
     assert text["files"] == ["model.onnx", "model.onnx.data"]
     assert text["bytes"]["fp32"] < text["memory"] < 1.25 * text["bytes"]["fp32"]
     assert face["files"] == ["model.onnx"]
+    assert found["recognize"]["parameters"] == 220_084_533
+    assert found["separate"]["parameters"] == 55_735_410
+    assert found["separate"]["operations"] > 2 * 55e6 * 10_000  # frames of 5 seconds
     told = capsys.readouterr().out
     assert "one module is in memory at a time" in told
     assert "face_encoder_large, text_encoder, joint_encoder" in told

@@ -1,4 +1,4 @@
-"""The punctuator's graphs: lengths never traced, FunASR's layout, and sherpa-onnx beside us."""
+"""The punctuator's graph in FunASR's layout: lengths never traced, and sherpa-onnx beside us."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from merkit.errors import InvalidInputError
 from merkit.speech.punctuate import ENDS, MARKS, STOP, Punctuator, split_words
 from merkit_export.cli import main
-from merkit_export.speech.punctuation import funasr_graph, punctuate_graph
+from merkit_export.speech.punctuation import funasr_graph
 from merkit_training.speech.punctuation.checkpoint import (
     PunctuationModel,
     load_folder,
@@ -46,26 +46,19 @@ def a_folder_for_others(known: PunctuationModel, tmp_path_factory: pytest.TempPa
     return folder / "onnx"
 
 
-def agrees(session: onnxruntime.InferenceSession, known: PunctuationModel, column: bool) -> None:
+def agrees(session: onnxruntime.InferenceSession, known: PunctuationModel) -> None:
     names = [i.name for i in session.get_inputs()]
     kind = np.int64 if session.get_inputs()[0].type == "tensor(int64)" else np.int32
     rng = np.random.default_rng(0)
     for shape, lengths in SHAPES:
         words = rng.integers(len(TOKENS), size=shape)
-        counts = np.array(lengths, kind).reshape((-1, 1) if column else -1)
+        counts = np.array(lengths, kind)
         found = session.run(None, dict(zip(names, (words.astype(kind), counts), strict=True)))[0]
         expected = known.model(torch.from_numpy(words), torch.tensor(lengths)).numpy()
         for row, length in enumerate(lengths):
             np.testing.assert_allclose(
                 found[row, :length], expected[row, :length], atol=1e-4, rtol=1e-4
             )
-
-
-def test_our_graph_agrees_at_lengths_never_traced(known: PunctuationModel) -> None:
-    session = onnxruntime.InferenceSession(punctuate_graph(known).SerializeToString())
-    assert [i.name for i in session.get_inputs()] == ["word_ids", "word_count"]
-    assert [o.name for o in session.get_outputs()] == ["mark_scores"]
-    agrees(session, known, column=True)
 
 
 def test_funasrs_layout_agrees_at_lengths_never_traced(
@@ -75,7 +68,7 @@ def test_funasrs_layout_agrees_at_lengths_never_traced(
     kinds = [(i.name, i.type) for i in session.get_inputs()]
     assert kinds == [("inputs", "tensor(int32)"), ("text_lengths", "tensor(int32)")]
     assert [o.name for o in session.get_outputs()] == ["logits"]
-    agrees(session, known, column=False)
+    agrees(session, known)
 
 
 def test_sherpa_sets_the_marks_that_we_set(known: PunctuationModel, written: Path) -> None:

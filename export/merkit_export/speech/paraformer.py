@@ -1,4 +1,4 @@
-"""The recogniser as ONNX: our step, which takes sound, and FunASR's layout, which takes features.
+"""The recogniser as ONNX in FunASR's layout, which takes features; our own step takes sound.
 
 funasr-onnx and sherpa-onnx run Paraformer from files whose input is normalised stacks of frames.
 Users of either can take a recogniser trained here, and our graph can be timed beside theirs; they
@@ -26,16 +26,10 @@ from merkit_export.storage import save
 from merkit_training.runs import write_bytes
 from merkit_training.speech.recognition.checkpoint import write_facts
 from merkit_training.speech.recognition.config import RecognizerConfig
-from merkit_training.speech.recognition.frontend import RATE
 from merkit_training.speech.recognition.model import Paraformer, Recognizer
 
 MODEL, TOKENS_TXT = "model.onnx", "tokens.txt"
 FUNASR = StepSpec("paraformer", "onnx", ("speech", "speech_lengths"), ("logits", "token_num"))
-RECOGNIZE = StepSpec(
-    "recognize", "onnx", ("waveform", "waveform_length"), ("token_logs", "token_count"),
-    needs=("audio",),
-)  # fmt: skip
-CTC_OUTPUTS = ("ctc_logs", "ctc_count")
 
 
 class FunasrGraph(nn.Module):
@@ -49,38 +43,6 @@ class FunasrGraph(nn.Module):
         """logits (log-probabilities) float32 [b, n, vocabulary] and token_num int32 [b]."""
         logs, counts = self.model(speech, speech_lengths.long())
         return logs, counts.int()
-
-
-def recognize_step(config: RecognizerConfig, tokens: int) -> tuple[StepSpec, dict[str, TensorSpec]]:
-    """The step `recognize` of a recogniser with so many tokens, and the tensors it adds to a
-    contract; with a CTC head also that head's."""
-    tensors = {
-        "waveform": TensorSpec("float32", ("batch", "samples")),
-        "waveform_length": TensorSpec("int64", ("batch", 1)),
-        "token_logs": TensorSpec("float32", ("batch", "tokens", tokens)),
-        "token_count": TensorSpec("int64", ("batch", 1)),
-    }
-    if not config.ctc:
-        return RECOGNIZE, tensors
-    tensors["ctc_logs"] = TensorSpec("float32", ("batch", "inputs", tokens))
-    tensors["ctc_count"] = TensorSpec("int64", ("batch", 1))
-    outputs = (*RECOGNIZE.outputs, *CTC_OUTPUTS)
-    return StepSpec("recognize", "onnx", RECOGNIZE.inputs, outputs, RECOGNIZE.needs), tensors
-
-
-def recognize_graph(
-    recognizer: Recognizer, config: RecognizerConfig, tokens: int
-) -> onnx.ModelProto:
-    """Sound to token log-probabilities in one graph, front end included.
-
-    Raises:
-        MerkitError: torch cannot export it.
-    """
-    step, tensors = recognize_step(config, tokens)
-    waves = 0.1 * np.random.default_rng(0).standard_normal((2, 2 * RATE)).astype(np.float32)
-    lengths = np.array([[2 * RATE], [RATE]])
-    example = {"waveform": waves, "waveform_length": lengths}
-    return export_step(recognizer, step, _alone(step, tensors), example)
 
 
 def funasr_graph(

@@ -1,7 +1,7 @@
-"""The punctuator as ONNX: our step, and FunASR's layout, which funasr-onnx and sherpa-onnx run.
+"""The punctuator as ONNX in FunASR's layout, which funasr-onnx and sherpa-onnx run.
 
 Both feed int32 and read words and marks from beside the graph (tokens.json, config.yaml) or from
-its metadata. Our step has int64, as all ids in our contract.
+its metadata.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import helper
-from torch import Tensor, nn
 
 from merkit import __version__
 from merkit.contract import Contract, Preprocessing, StepSpec, TensorSpec
@@ -20,41 +19,10 @@ from merkit.speech.punctuate import UNKNOWN
 from merkit_export.graphs import export_step
 from merkit_export.storage import save
 from merkit_training.speech.punctuation.checkpoint import PunctuationModel, write_facts
-from merkit_training.speech.punctuation.model import CtTransformer
 
 MODEL = "model.onnx"
 SEPARATOR = "|"  # between words in the metadata
 FUNASR = StepSpec("punctuator", "onnx", ("inputs", "text_lengths"), ("logits",))
-PUNCTUATE = StepSpec("punctuate_words", "onnx", ("word_ids", "word_count"), ("mark_scores",))
-
-
-class StepGraph(nn.Module):
-    """The model with our tensors: the number of words is int64 [b, 1]."""
-
-    def __init__(self, model: CtTransformer) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, word_ids: Tensor, word_count: Tensor) -> Tensor:
-        """mark_scores float32 [b, words, marks]."""
-        scores: Tensor = self.model(word_ids, word_count.squeeze(1))
-        return scores
-
-
-def punctuate_step(marks: int) -> tuple[StepSpec, dict[str, TensorSpec]]:
-    """Our step, and the tensors that it adds to a contract."""
-    return PUNCTUATE, {
-        "word_ids": TensorSpec("int64", ("batch", "words")),
-        "word_count": TensorSpec("int64", ("batch", 1)),
-        "mark_scores": TensorSpec("float32", ("batch", "words", marks)),
-    }
-
-
-def punctuate_graph(known: PunctuationModel) -> onnx.ModelProto:
-    """The step's graph; MerkitError if torch cannot export it."""
-    step, tensors = punctuate_step(len(known.marks))
-    example = {"word_ids": _words(known, np.int64), "word_count": np.array([[7], [4]])}
-    return export_step(StepGraph(known.model), step, _alone(step, tensors), example)
 
 
 def funasr_graph(known: PunctuationModel) -> onnx.ModelProto:
@@ -71,7 +39,7 @@ def funasr_graph(known: PunctuationModel) -> onnx.ModelProto:
         "text_lengths": TensorSpec("int32", ("batch",)),
         "logits": TensorSpec("float32", ("batch", "words", len(known.marks))),
     }
-    example = {"inputs": _words(known, np.int32), "text_lengths": np.array([7, 4], np.int32)}
+    example = {"inputs": _words(known), "text_lengths": np.array([7, 4], np.int32)}
     model = export_step(known.model, FUNASR, _alone(FUNASR, tensors), example)
     facts = {
         "model_type": "ct_transformer",
@@ -95,8 +63,8 @@ def write_model_folder(path: Path, known: PunctuationModel) -> Path:
     return path / MODEL
 
 
-def _words(known: PunctuationModel, kind: type[np.integer]) -> np.ndarray:
-    return (np.arange(14).reshape(2, 7) % len(known.tokens)).astype(kind)
+def _words(known: PunctuationModel) -> np.ndarray:
+    return (np.arange(14).reshape(2, 7) % len(known.tokens)).astype(np.int32)
 
 
 def _alone(step: StepSpec, tensors: dict[str, TensorSpec]) -> Contract:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from merkit.backends.base import Tensors, check_tensors
+from merkit.backends.entries import complete, wanted
 from merkit.contract import Contract, Preprocessing, StepSpec, Voter
 from merkit.errors import BundleCorruptError, InferenceError
-from merkit.pipeline import HEARD, OUTCOME, cut, standard_contract
+from merkit.pipeline import cut, standard_contract
 from merkit_training.evaluation.subject import VALENCE
 from merkit_training.fusion.model import Fusion
 from merkit_training.runs import read_json
@@ -56,14 +57,14 @@ class TrainedBackend:
     ) -> dict[str, NDArray[Any]]:
         """See `Backend.infer`."""
         check_tensors(self.contract, tensors)
-        values = dict(tensors)
-        wanted = (*OUTCOME, *(HEARD if self.contract.hearing and "text" in tensors else ()))
-        for spec in cut(self.contract.steps, tensors, wanted):
+        asked = wanted(self.contract, tensors)
+        values = dict(complete(self.contract, tensors))
+        for spec in cut(self.contract.steps, values, asked):
             start = time.perf_counter()
             values |= self._run(spec, values)
             if timings is not None:
                 timings[spec.name] = 1e3 * (time.perf_counter() - start)
-        answer = {name: values[name] for name in wanted}
+        answer = {name: values[name] for name in asked}
         if self._fusion.config.valence:
             answer[VALENCE] = self._fusion.valence(*self._arguments("fusion", values))
         return answer

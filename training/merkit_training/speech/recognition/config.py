@@ -97,4 +97,6 @@ LARGE: dict[str, Any] = {
     "decoder_attending": 16, "decoder_heads": 4, "decoder_intermediate": 2048, "ctc": False,
     "ctc_weight": 0.0,
 }  # fmt: skip
-"""Paraformer-large, as published; its vocabulary has 8404 tokens."""
+"""Paraformer-large, as published."""
+LARGE_TOKENS = 8404
+"""Of its vocabulary."""
