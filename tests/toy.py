@@ -47,9 +47,7 @@ def write_toy_bundle(
     chain: Chain | None = None,
 ) -> Bundle:
     """Writes a bundle below `root` and opens it; with a `chain` it hears."""
-    contract = standard_contract(
-        labels, dict.fromkeys(GROUPS, WIDTH), preprocessing, **({"chain": chain} if chain else {})
-    )
+    contract = standard_contract(labels, dict.fromkeys(GROUPS, WIDTH), preprocessing, chain=chain)
     rng = np.random.default_rng(seed)
     makers = {
         "preprocess": lambda g: _preprocess(g, contract),
@@ -62,8 +60,9 @@ def write_toy_bundle(
         "voting": lambda g: _voting(g, contract),
     }
     if chain:
-        chained = {"separate": _separate, "recognize": _recognize, "punctuate": _punctuate}
-        makers |= {n: make for n, make in chained.items() if n in {s.name for s in contract.steps}}
+        makers["recognize"] = lambda g: _recognize(g, chain.separated)
+        makers |= {"separate": _separate} if chain.separated else {}
+        makers |= {"punctuate": _punctuate} if chain.marks else {}
     digests = {}
     for name, make in makers.items():
         path = root / name / "1" / "model.onnx"
@@ -165,32 +164,25 @@ def _separate(g: _Graph) -> None:
     g("Mul", row, g.constant([[[0.75], [0.25]]]), name="sources")
 
 
-def _recognize(g: _Graph) -> None:
+def _recognize(g: _Graph, separated: bool) -> None:
     """A token for each begun `BLOCK`, by its mean amplitude."""
-    read = {"speech": g("Unsqueeze", "speech", g.constant([1], "int64"))}
-    sounds = g("Concat", read["speech"], "sources", axis=1)
-    samples = g("Gather", g("Shape", sounds), g.constant(2, "int64"))
-    block = g.constant(BLOCK, "int64")
-    missing = g("Sub", block, g("Mod", samples, block))  # at least one block, of silence
-    zeros = g.constant([0, 0, 0, 0, 0], "int64")
-    whole = g(
-        "Pad", sounds, g("Concat", zeros, g("Unsqueeze", missing, g.constant([0], "int64")), axis=0)
-    )
-    batch = g("Gather", g("Shape", sounds), g.constant([0], "int64"))
-    shape = g(
-        "Concat",
-        batch,
-        g.constant([3], "int64"),
-        g("Unsqueeze", g("Div", g("Add", samples, missing), block), g.constant([0], "int64")),
-        g.constant([BLOCK], "int64"),
-        axis=0,
-    )
-    level = g("ReduceMean", g("Abs", g("Reshape", whole, shape)), g.constant([3], "int64"))
+    one, block = (g.constant([n], "int64") for n in (1, BLOCK))
+    sounds, lengths = g("Unsqueeze", "speech", one), ["speech_length"]
+    if separated:
+        sounds = g("Concat", sounds, "sources", axis=1)
+        lengths += 2 * ["mixture_length"]
+    rows = g("Shape", sounds, end=2)
+    samples = g("Shape", sounds, start=2)
+    whole = g("Sub", g("Add", samples, block), g("Mod", samples, block))  # of nothing one, too
+    missing = g("Concat", g.constant([0] * 5, "int64"), g("Sub", whole, samples), axis=0)
+    shape = g("Concat", rows, g("Div", whole, block), block, axis=0)
+    blocks = g("Reshape", g("Pad", sounds, missing), shape)
+    level = g("ReduceMean", g("Abs", blocks), g.constant([3], "int64"))
     place = g("Add", g("Mul", level, g.constant(40.0)), g.constant(0.2))
-    far = g("Sub", place, g.constant(np.arange(len(TOKENS)).reshape(1, 1, 1, -1)))
-    g("LogSoftmax", g("Mul", g("Mul", far, far), g.constant(-1.0)), axis=3, name="token_logs")
-    lengths = g("Concat", "speech_length", "mixture_length", "mixture_length", axis=1)
-    g("Div", g("Add", lengths, g.constant(BLOCK - 1, "int64")), block, name="token_count")
+    far = g("Sub", place, g.constant(np.arange(len(TOKENS))))
+    g("LogSoftmax", g("Neg", g("Mul", far, far)), axis=3, name="token_logs")
+    begun = g("Add", g("Concat", *lengths, axis=1), g.constant(BLOCK - 1, "int64"))
+    g("Div", begun, block, name="token_count")
 
 
 def _punctuate(g: _Graph) -> None:

@@ -116,7 +116,7 @@ def test_words_alone(embedded: EmbeddedBackend, served: TritonBackend) -> None:
 
 
 def wav(sound: NDArray[np.float32]) -> bytes:
-    return sound_file(sound, rate=RATE)
+    return sound_file(sound[None], rate=RATE)
 
 
 def holes() -> bytes:

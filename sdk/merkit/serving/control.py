@@ -120,7 +120,7 @@ class ModelControl:
         """The bundles in the repository, loaded or not.
 
         Raises:
-                AccessDeniedError: without its admin key.
+            AccessDeniedError: without its admin key.
             BackendError: the server is down.
         """
         index = self._call("get_model_repository_index").models

@@ -251,6 +251,13 @@ def _check(bundle: Bundle, deployment: Deployment) -> None:
                 own.precision,
                 "export the bundle for this target, or drop the precision from the deployment",
             )
+        on_gpu = own.kind == "gpu" or own.gpus
+        if on_gpu and backend(bundle.contract.step(name), deployment) == "python":
+            raise InvalidInputError(
+                f"the step {name!r} is to run on a GPU, in Triton's Python backend",
+                "the CPU: there its code and its graph run on nothing else",
+                f"take kind and gpus out of steps.{name}, or give the step another flavour",
+            )
     for name in sorted(deployment.steps) if not deployment.limit_parallel else ():
         queue = deployment.steps[name].queue
         limited = queue is not None and (queue.max_size or queue.timeout_ms)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 from merkit.admission import admit
 from merkit.bundle import Bundle, open_bundle
@@ -217,7 +218,8 @@ class Server:
                 own = steps.get(name, StepDeployment())
                 steps[name] = replace(own, instances=options.decoders)
         if self.installation.flavour == "python":
-            steps = {name: replace(own, flavour=None) for name, own in steps.items()}
+            here: dict[str, Any] = {"flavour": None, "kind": "auto", "gpus": ()}  # of CPUs alone
+            steps = {name: replace(own, **here) for name, own in steps.items()}
             chosen = replace(chosen, flavour="python")
         threads = options.threads or chosen.threads or len(os.sched_getaffinity(0))
         return replace(chosen, threads=threads, steps=steps)
