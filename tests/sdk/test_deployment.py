@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from merkit.errors import InvalidInputError
+from merkit.serving import ServeOptions, Server
 from merkit.serving.deployment import (
     CustomCut,
     Deployment,
@@ -15,6 +16,7 @@ from merkit.serving.deployment import (
     check_choices,
     read_deployment,
 )
+from merkit.serving.tritonserver import Installation
 
 EVERYTHING = """
 flavour = "tensorrt"
@@ -140,3 +142,16 @@ def test_no_file(tmp_path: Path) -> None:
 def test_choices_made_in_code_are_checked_too() -> None:
     with pytest.raises(InvalidInputError, match="instances is 0"):
         check_choices(Deployment(steps={"decode": StepDeployment(instances=0)}))
+
+
+def test_a_server_of_one_backend_runs_everything_there(tmp_path: Path) -> None:
+    """A host.toml for a GPU host also serves on a laptop with the wheel's server."""
+    server = object.__new__(Server)
+    steps = {"face_encoder": StepDeployment("tensorrt", 2, "gpu", (0,))}
+    server.options = ServeOptions(deployment=Deployment("tensorrt", steps=steps))
+    server.installation = Installation(tmp_path / "tritonserver", tmp_path)
+    chosen = server._deployment().of("face_encoder")
+    assert (chosen.flavour, chosen.instances, chosen.kind, chosen.gpus) == ("python", 2, "auto", ())
+    (tmp_path / "onnxruntime").mkdir()
+    kept = server._deployment().of("face_encoder")
+    assert (kept.flavour, kept.kind, kept.gpus) == ("tensorrt", "gpu", (0,))

@@ -97,7 +97,7 @@ def test_the_batch_size_is_always_written_out(toy_bundle: Bundle, tmp_path: Path
 def test_steps_have_their_own_choices(toy_bundle: Bundle, tmp_path: Path) -> None:
     queue = QueuePolicy(priorities=2)
     steps = {
-        "face_encoder": StepDeployment("python", 2, "gpu", max_batch_size=4, queue=queue),
+        "face_encoder": StepDeployment("python", 2, max_batch_size=4, queue=queue),
         "audio_encoder": StepDeployment(kind="gpu", gpus=(1,), response_cache=True),
     }
     render(toy_bundle, tmp_path / "out", Deployment(steps=steps))
@@ -363,6 +363,9 @@ def test_a_folder_with_something_else_in_it_is_refused(toy_bundle: Bundle, tmp_p
         Deployment(threads=-1),
         Deployment(steps={"decoder": StepDeployment(instances=2)}),
         Deployment(steps={"decode": StepDeployment(instances=0)}),
+        Deployment(steps={"decode": StepDeployment(kind="gpu")}),
+        Deployment(steps={"face_encoder": StepDeployment("python", kind="gpu", gpus=(0,))}),
+        Deployment("python", steps={"face_encoder": StepDeployment(kind="gpu")}),
     ],
 )
 def test_a_wrong_deployment_is_refused_before_anything_is_written(
