@@ -125,6 +125,11 @@ def lines(steps: list[StepPlan]) -> Iterator[str]:
         f"one module is in memory at a time: exporting takes {_size(most.memory)} ({most.step}), "
         f"and {_size(total['fp32'])} of disk in fp32"
     )
+    heaviest = max(step.bytes["fp32"] for step in steps)
+    yield (
+        f"build then proves the bundle with every graph open beside one module: up to "
+        f"{_size(total['fp32'] + heaviest)}"
+    )
     if heavy := [step.step for step in steps if len(step.files) > 1]:
         limit = _size(storage.LIMIT)
         yield f"above {limit}, weights go beside the graph tensor by tensor: {', '.join(heavy)}"

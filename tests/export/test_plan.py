@@ -35,6 +35,8 @@ def test_the_papers_encoders_are_planned_from_shapes(
     assert found["separate"]["operations"] > 2 * 55e6 * 10_000  # frames of 5 seconds
     told = capsys.readouterr().out
     assert "one module is in memory at a time" in told
+    sizes = [step["bytes"]["fp32"] for step in found.values()]
+    assert f"beside one module: up to {(sum(sizes) + max(sizes)) / 1e9:.1f} GB" in told
     assert "face_encoder_large, text_encoder, joint_encoder" in told
 
 
