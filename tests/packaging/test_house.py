@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_locked_versions_satisfy_the_extras() -> None:
     assert re.search(r"^numpy==1\.", server, re.MULTILINE)
     for text in (lock, server):
         assert "://" not in text, "a lock names versions, never hosts"
+
+
+def test_export_brings_all_that_a_build_ends_with() -> None:
+    """`build` renders last, with Triton's schema: missing then, it would have exported in vain."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    extras, found, waiting = project["optional-dependencies"], set[str](), ["merkit[export]"]
+    while waiting:
+        name, _, inner = re.fullmatch(r"([\w-]+)(\[([\w,]+)\])?.*", waiting.pop()).groups("")  # type: ignore[union-attr]
+        found.add(name)
+        if name == "merkit":
+            waiting += [needed for extra in inner.split(",") for needed in extras[extra]]
+    assert {"tritonclient", "onnx", "onnxscript", "onnxruntime", "torch", "tokenizers"} <= found
 
 
 def test_imports_point_one_way() -> None:
