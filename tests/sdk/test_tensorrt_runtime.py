@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,7 +98,17 @@ def test_sixteen_threads_share_a_plan(planned: Bundle) -> None:
     backend.close()
 
 
-@pytest.mark.parametrize("cause", ["gpu", "version", "none", "plan", "sidecar", "weights"])
+def _raiser(error: Exception) -> Callable[..., None]:
+    def raising(*_: object) -> None:
+        raise error
+
+    return raising
+
+
+CAUSES = ["gpu", "version", "none", "plan", "sidecar", "weights", "runtime", "folder"]
+
+
+@pytest.mark.parametrize("cause", CAUSES)
 def test_what_cannot_run_falls_back_and_says_why(
     planned: Bundle, monkeypatch: pytest.MonkeyPatch, cause: str
 ) -> None:
@@ -109,6 +120,8 @@ def test_what_cannot_run_falls_back_and_says_why(
         "plan": "is not the plan that its sidecar describes",
         "sidecar": "cannot be read",
         "weights": "it has no plan",
+        "runtime": "needs a runtime that this driver does not start",
+        "folder": "model.sm_90.plan cannot be read",
     }[cause]
     if cause == "gpu":
         monkeypatch.setattr(fake_tensorrt, "DEVICES", ["8.0"])
@@ -120,11 +133,18 @@ def test_what_cannot_run_falls_back_and_says_why(
         path.write_bytes(path.read_bytes() + b" ")
     elif cause == "sidecar":
         path.with_suffix(".json").write_text("{}")
+    elif cause == "runtime":
+        null = TypeError("pybind11::init(): factory function returned nullptr")
+        monkeypatch.setattr(fake_tensorrt.Runtime, "__init__", _raiser(null))
     else:
         path.unlink()
+        if cause == "folder":
+            path.mkdir()
     backend = EmbeddedBackend(planned, ["tensorrt"], 1)
     assert said in backend.identity["fell_back"]
-    assert "fusion on cpu" in backend.identity["fell_back"] or cause in ("gpu", "version", "none")
+    assert "fusion on cpu" in backend.identity["fell_back"] or cause in (
+        "gpu", "version", "none", "runtime",
+    )  # fmt: skip
     backend.infer(ENTRY)
     backend.close()
 

@@ -210,7 +210,10 @@ class Engine:
 
     def _load(self, plan: bytes, onnx: Path) -> Any:
         trt = self._trt
-        runtime = trt.Runtime(self._log)
+        try:
+            runtime = trt.Runtime(self._log)
+        except TypeError:  # what the bindings make of a null pointer
+            raise self._refused("needs a runtime that this driver does not start") from None
         # such a plan carries the runtime that it was built for, as machine code
         runtime.engine_host_code_allowed = VERSION_COMPATIBLE in self._sidecar.flags
         engine = runtime.deserialize_cuda_engine(plan)
@@ -258,7 +261,12 @@ class Engine:
 
 
 def _read(path: Path, sidecar: Sidecar) -> bytes:
-    plan = path.read_bytes()
+    try:
+        plan = path.read_bytes()
+    except OSError as error:
+        raise BundleCorruptError(
+            f"{path} cannot be read ({error.strerror})", "a readable plan", REBUILD
+        ) from None
     if hashlib.sha256(plan).hexdigest() != sidecar.plan_sha256:
         raise BundleCorruptError(
             f"{path} is not the plan that its sidecar describes", sidecar.plan_sha256, REBUILD
