@@ -216,6 +216,14 @@ def test_a_runs_groups_take_part_beside_foreign_ones(
     (tmp_path / "oracle-UTT").rename(tmp_path / "audio-UTT")
     told = "a group is called 'audio'"
     refused(told, [*arguments, "audio", "--out", str(tmp_path / "x")], capsys)
+    trained = tmp_path / "trained"
+    write_json(trained / "run.json", {"stages": {}})
+    again = ["fuse", "--run", str(tmp_path / "mixed"), "--out"]
+    refused("holds a run that was trained on clips", [*again, str(trained)], capsys)
+    assert not (trained / "corpus").exists()
+    assert main([*again, str(tmp_path / "again"), "--voters", "v+oracle"]) == 0
+    stated = json.loads((tmp_path / "again" / "features" / "groups.json").read_text())
+    assert list(stated["groups"]) == ["oracle"] and len(stated["all"]) == 6
 
 
 def test_a_killed_or_repeated_command_goes_on_and_other_data_are_refused(

@@ -48,6 +48,12 @@ def _run(arguments: argparse.Namespace) -> None:
     from merkit_training.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe)
+    if recipe.fusion.groups:
+        raise InvalidInputError(
+            f"{arguments.recipe} fuses {', '.join(recipe.fusion.groups)}, which no stage makes",
+            "a [fusion] table without groups",
+            "remove groups, or fuse features of other encoders: merkit-train fuse",
+        )
     if arguments.seed is not None:
         if arguments.seed < 0:
             raise InvalidInputError(f"--seed is {arguments.seed}", "a number that is not negative")

@@ -218,10 +218,11 @@ def _group_table(column: str, rows: Sequence[Row]) -> str:
 
 def _robustness(found: Row) -> str:
     clean = found["clean"]["waf"]
+    given = "The transcript is given and stays as it is under noise and blur. "
     parts = [
         f"<p>On {found['clips']} clips, WAF {clean['value']:.3f} ({clean['low']:.3f} to "
-        f"{clean['high']:.3f}) as they are. The transcript is given and stays as it is under noise "
-        "and blur. Clips on which nothing was left to judge are not in a point’s WAF; its number "
+        f"{clean['high']:.3f}) as they are. {given if found['curves'] else ''}"
+        "Clips on which nothing was left to judge are not in a point’s WAF; its number "
         "of clips tells. <em>Change</em>: from the same clips as they are.</p>"
     ]
     sound = {n: found["curves"][n] for n in ("noise", "babble") if n in found["curves"]}

@@ -37,7 +37,7 @@ from merkit_training.fusion.dataset import (
     test_splits,
 )
 from merkit_training.fusion.folders import GroupFolder, read_groups
-from merkit_training.fusion.groups import all_and_each_without_one, check_voter
+from merkit_training.fusion.groups import all_and_each_without_one, check_voter, foreign
 from merkit_training.fusion.label_files import LabelFile
 from merkit_training.fusion.sharing import share_files
 from merkit_training.fusion.tables import OWN
@@ -127,10 +127,11 @@ def from_run(
         InvalidInputError: the run has no features, a group is called as a modality is, or as
             `folders.read_groups`.
     """
-    if taken := [f.name for f in folders if f.name in MODALITIES]:
+    known = {*read_features(run / "features" / "train").groups, *MODALITIES}
+    if taken := [f.name for f in folders if f.name in known]:
         raise InvalidInputError(
-            f"a group is called {taken[0]!r}, as a modality of the run's own groups is",
-            f"a name beside {', '.join(MODALITIES)}",
+            f"a group is called {taken[0]!r}, as a group of the run or a modality is",
+            f"a name beside {', '.join(sorted(known))}",
             "call it otherwise: --groups NAME=FOLDER",
         )
     sets, marks = {}, {}
@@ -187,7 +188,7 @@ def branches_of(material: Material, recipe: Recipe, asked: Sequence[str] = ()) -
     Raises:
         InvalidInputError: one is not made of different groups that are there.
     """
-    own, others = recipe.fusion.voters, [folder.name for folder in material.folders]
+    own, others = recipe.fusion.voters, foreign(material.groups)
     kept = own if set(recipe.fusion.groups) == set(others) else ()
     voters = tuple(asked) or kept or all_and_each_without_one(material.groups)
     try:
@@ -204,7 +205,7 @@ def fuse(material: Material, recipe: Recipe, voters: Sequence[str], out: Path) -
     Raises:
         InvalidInputError: `out` was begun with other features, labels or options.
     """
-    others = tuple(folder.name for folder in material.folders)
+    others = foreign(material.groups)
     folds = material.folds or recipe.fusion.folds
     try:
         config = replace(recipe.fusion, groups=others, voters=tuple(voters), folds=folds)
@@ -213,6 +214,7 @@ def fuse(material: Material, recipe: Recipe, voters: Sequence[str], out: Path) -
     recipe = replace(recipe, fusion=config)
     corpus, features = out / "corpus", out / "features"
     _begin(corpus / "card.json", material)
+    before = stated_groups(material.origin) if material.origin else None
     if material.origin is not None and not others:  # nothing but its own: it exports as it did
         share_files(material.origin, out, NOT_SHARED)
     card = RunCard(out, recipe, corpus)
@@ -228,6 +230,8 @@ def fuse(material: Material, recipe: Recipe, voters: Sequence[str], out: Path) -
         stated = {
             f.name: {"folder": f.path.name, "width": widths[f.name]} for f in material.folders
         }
+        if before:
+            stated = before["groups"] | stated
         if stated:
             write_json(features / STATED, {"groups": stated, "all": list(material.groups)})
         card.record(
@@ -253,6 +257,12 @@ def _begin(path: Path, material: Material) -> None:
         "clips": {split: len(data) for split, data in material.sets.items()},
         "marks": dict(material.marks),
     }
+    if not path.is_file() and (path.parent.parent / "run.json").exists():
+        raise InvalidInputError(
+            f"{path.parent.parent} holds a run that was trained on clips",
+            "a folder of its own for what is fused",
+            "choose another --out",
+        )
     if path.is_file() and (before := read_json(path)) != card:
         changed = [k for k in {**before, **card} if before.get(k) != card.get(k)]
         raise InvalidInputError(
