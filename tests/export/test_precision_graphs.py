@@ -275,6 +275,16 @@ def test_bfloat16_rounds_to_nearest(folded: onnx.ModelProto) -> None:
     assert np.abs(bits.view(np.float32) / want - 1).max() <= 2**-8
 
 
+def test_bfloat16_keeps_what_float16_cannot_hold() -> None:
+    model = looped()
+    small = next(t for t in model.graph.initializer if t.name == "w")
+    want = np.float32([[1e-9, 3e38, -2.5, 0]] * 4)
+    small.CopyFrom(numpy_helper.from_array(want, "w"))
+    made = {t.name: t for t in half.halve(model, brain=True).graph.initializer}["w"]
+    bits = np.frombuffer(made.raw_data, np.uint16).astype(np.uint32) << 16
+    np.testing.assert_allclose(bits.view(np.float32).reshape(4, 4), want, rtol=2**-8)
+
+
 def test_ranges_cut_outliers_unless_asked_for_bounds(
     folded: onnx.ModelProto, tmp_path: Path
 ) -> None:

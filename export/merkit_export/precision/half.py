@@ -2,14 +2,19 @@
 
 float16 ends at 65,504: a mask's fill of -3.4e38 becomes minus infinity, and a row of nothing but
 infinities NaN; the mean of squares of a norm overflows just so. So fills are clamped first, and
-norms and sums stay float32. bfloat16 has float32's range and needs none of that, but only CUDA and
-TensorRT run it.
+norms and sums stay float32. bfloat16 has float32's range, but for its last value, which fills are;
+its weights are rounded from float32, since on the way through float16 small ones would be lost.
+Only CUDA and TensorRT run it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from merkit_export.precision.fold import reads
@@ -25,12 +30,13 @@ def halve(model: onnx.ModelProto, brain: bool) -> onnx.ModelProto:
     from onnxruntime.transformers import float16
 
     clamp_fills(model)
+    exact = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if brain}
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *EXACT]
     made: onnx.ModelProto = float16.convert_float_to_float16(
         model, keep_io_types=True, op_block_list=blocked
     )
     if brain:
-        _to_brain(made)
+        _to_brain(made, exact)
     _sort(made.graph)
     del made.graph.value_info[:]
     return made
@@ -51,23 +57,27 @@ def clamp_fills(model: onnx.ModelProto) -> int:
     return changed
 
 
-def _to_brain(model: onnx.ModelProto) -> None:
-    """Every float16 becomes bfloat16, which has the same number of bytes."""
+def _to_brain(model: onnx.ModelProto, exact: Mapping[str, NDArray[Any]]) -> None:
+    """Every float16 becomes bfloat16, which has the same number of bytes; stored tensors from what
+    they were `exact`ly, where that is known."""
     graph = model.graph
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(_brain_tensor(tensor))
+            values = exact.get(tensor.name)
+            tensor.CopyFrom(
+                _brain_tensor(tensor, numpy_helper.to_array(tensor) if values is None else values)
+            )
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
                 attribute.i = TensorProto.BFLOAT16
             elif attribute.t.data_type == TensorProto.FLOAT16:
-                attribute.t.CopyFrom(_brain_tensor(attribute.t))
+                held = numpy_helper.to_array(attribute.t)
+                attribute.t.CopyFrom(_brain_tensor(attribute.t, held))
 
 
-def _brain_tensor(tensor: TensorProto) -> TensorProto:
-    values = numpy_helper.to_array(tensor).astype(np.float32)
-    bits = values.view(np.uint32)
+def _brain_tensor(tensor: TensorProto, values: NDArray[Any]) -> TensorProto:
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return helper.make_tensor(
         tensor.name, TensorProto.BFLOAT16, list(tensor.dims), rounded.tobytes(), raw=True
