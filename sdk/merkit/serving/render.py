@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -318,7 +319,7 @@ def _plans(bundle: Bundle, deployment: Deployment) -> Iterable[str]:
 def _place(source: Path, target: Path, copy: bool) -> None:
     """A link to the file, or a copy where links fail; whatever lay there is replaced at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         if copy:
@@ -355,6 +356,6 @@ def _only_rendered(folder: Path) -> bool:
 
 def _write(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     temporary.replace(path)
