@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from entries import decoded_entry
 from numpy.typing import NDArray
 
 from merkit.bundle import Bundle
@@ -162,3 +163,26 @@ def test_steps_whose_inputs_have_no_common_shape_are_not_joined(toy_bundle: Bund
     assert model(toy_bundle, "preprocess").batches is None
     for name in ("text_encoder", "joint_encoder", "face_encoder", "fusion", "voting"):
         assert model(toy_bundle, name).batches is not None
+
+
+def test_more_than_a_clip_may_hold_and_what_is_no_number_is_refused_before_it_runs(
+    toy_bundle: Bundle,
+) -> None:
+    p = toy_bundle.contract.preprocessing
+    most = round(p.max_audio_seconds * p.sample_rate)
+    step = model(toy_bundle, "audio_encoder")
+    fine, long = (sound(1600, width=width) for width in (most, most + 1))
+    answers = step.execute([Request(one, ["audio_features"]) for one in (fine, long)])
+    assert answers[0].error is None
+    error = MerkitError.from_wire(answers[1].error.message)
+    assert isinstance(error, InvalidInputError)
+    assert f"at most {most}" in str(error)
+
+    step, entry = model(toy_bundle, "preprocess"), decoded_entry((True, True, True))
+    given = {name: entry[name] for name in step.step.inputs if name in entry}
+    given["text_length"] = np.array([[3]], np.int64)
+    nan, beyond = np.full_like(given["waveform"], np.inf), np.array([[most]], np.int64)
+    for bad in ({"waveform": nan}, {"waveform_length": beyond}, {"face_count": beyond}):
+        first, failed = step.execute([Request(g, ["presence"]) for g in (given, given | bad)])
+        assert first.error is None
+        assert isinstance(MerkitError.from_wire(failed.error.message), InvalidInputError)

@@ -6,6 +6,7 @@ Everything that runs the pipeline, and everything that wraps such a thing, is a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -102,11 +103,31 @@ def check_tensors(contract: Contract, tensors: Tensors) -> None:
             if size != agreed:
                 found = f"of shape {list(value.shape)}"
                 raise _invalid(name, found, f"{list(spec.shape)} with {want} = {agreed}")
+    check_sizes(contract, tensors)
     for name, dimension in LENGTHS.items():
         if name in tensors and dimension in sizes:
             value, most = tensors[name], sizes[dimension]
             if value.size and (value.min() < 0 or value.max() > most):
                 raise _invalid(name, f"with the value {value.max()}", f"0 to {most}, its padding")
+
+
+def check_sizes(contract: Contract, tensors: Tensors) -> None:
+    """Refuses tensors longer than any clip that the contract admits.
+
+    Attention costs the square of a length: one request of minutes of sound holds its encoder, and
+    gigabytes, while everybody else's clips wait. What decodes media stays within these by itself.
+
+    Raises:
+        InvalidInputError: names the tensor and its limit.
+    """
+    p = contract.preprocessing
+    sound = math.ceil(p.max_audio_seconds * p.sample_rate)
+    limits = {"samples": sound, "audio_samples": sound, "tokens": p.max_text_tokens}
+    for name, value in tensors.items():
+        for size, want in zip(value.shape, contract.tensors[name].shape, strict=False):
+            if isinstance(want, str) and size > limits.get(want, size):
+                found = f"of shape {list(value.shape)}"
+                raise _invalid(name, found, f"at most {limits[want]} {want}, the contract's limit")
 
 
 def _check_type(name: str, value: NDArray[Any], spec: TensorSpec) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from merkit.backends.base import check_sizes, check_tensors
 from merkit.contract import Contract, StepSpec
 from merkit.errors import (
     ContractMismatchError,
@@ -60,7 +61,10 @@ class StepModel:
         config = json.loads(args["model_config"])
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         contract = Contract.from_json(json.loads(parameters["contract"]), "config.pbtxt")
-        self.step = contract.step(parameters["step"])
+        self.contract, self.step = contract, contract.step(parameters["step"])
+        graphs = {name for s in contract.steps if s.kind == "onnx" for name in s.outputs}
+        self.given = set(self.step.inputs) - graphs
+        """What a client may have sent; what a graph made of it is not checked again."""
         folder = Path(args["model_repository"]) / args["model_version"]
         if self.step.kind == "onnx":
             threads = int(parameters["threads"])
@@ -99,6 +103,8 @@ class StepModel:
         wanted = set(request.requested_output_names())
         try:
             inputs = self._inputs(request, pb)
+            check_sizes(self.contract, inputs)
+            check_tensors(self.contract, {n: v for n, v in inputs.items() if n in self.given})
         except Exception as error:
             return self._typed(error)
         return Asked(inputs, [name for name in self.step.outputs if name in wanted])
