@@ -174,7 +174,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
             f"a bundle folder with a {MANIFEST}",
             "give the folder that merkit-export wrote, such as triton_repo/models",
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BundleCorruptError(f"{path} cannot be read ({error})", "JSON", RESTORE) from None
     if not isinstance(manifest, dict):
         raise BundleCorruptError(f"{path} holds {type(manifest).__name__}", "an object", RESTORE)
@@ -188,7 +188,7 @@ def _check_details(manifest: Mapping[str, Any], root: Path) -> None:
         "bundle_id": isinstance(manifest.get("bundle_id"), str),
         "step_digests": isinstance(manifest.get("step_digests"), dict),
         "voters": isinstance(voters, list)
-        and all(isinstance(voter, dict) and "name" in voter for voter in voters),
+        and all(isinstance(v, dict) and isinstance(v.get("name"), str) for v in voters),
     }
     for name in (name for name, good in well_formed.items() if not good):
         raise BundleCorruptError(

@@ -146,7 +146,7 @@ def read_sidecar(path: Path) -> Sidecar:
                 "settings": {str(k): int(v) for k, v in plain["settings"].items()},
             }
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BundleCorruptError(
             f"{path} cannot be read ({error})", "what merkit-export tensorrt writes", REBUILD
         ) from None

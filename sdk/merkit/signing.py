@@ -150,7 +150,7 @@ def read_signatures(bundle: Bundle) -> tuple[Signature, ...]:
         return tuple(_parse(entry) for entry in table["signatures"])
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SignatureMalformedError(
             f"{path} cannot be read ({type(error).__name__}: {error})",
             f"signatures of schema {SCHEMA}, as merkit-export sign writes them",

@@ -137,6 +137,19 @@ def test_a_malformed_detail_is_refused(toy_bundle: Bundle, tmp_path: Path, name:
         open_bundle(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' + "9" * 10_000 + "}"])
+def test_json_that_python_cannot_take_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST).write_text(content, "utf-8")
+    with pytest.raises(BundleCorruptError, match="cannot be read"):
+        open_bundle(tmp_path)
+
+
+def test_a_voter_without_a_name_in_words_is_refused(copied: Path) -> None:
+    edit(copied, lambda m: m.update(voters=[{"name": None}]))
+    with pytest.raises(BundleCorruptError, match="voters"):
+        open_bundle(copied)
+
+
 @pytest.mark.parametrize("path", [None, 5, b"triton_repo"])
 def test_a_path_of_the_wrong_type_is_refused(path: Any) -> None:
     with pytest.raises(InvalidInputError, match="a path"):

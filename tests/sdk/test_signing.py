@@ -114,6 +114,7 @@ def test_a_changed_weight_is_found_though_its_hash_was_written_anew(
         '{"schema": 1, "signatures": [{"algorithm": "ed25519", "key_id": 1, "manifest": "b", '
         '"signature": "AA=="}]}',
         "\udcff",
+        "[" * 100_000,
     ],
 )
 def test_rubbish_for_signatures_is_told_so(bundle: Bundle, keys: Path, content: str) -> None:

@@ -7,6 +7,7 @@ rendered files would be lost at the next rendering. So each choice is a field he
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -20,6 +21,8 @@ Flavour = Literal["onnxruntime", "tensorrt", "python"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 Kind = Literal["auto", "cpu", "gpu"]
 Overflow = Literal["reject", "delay"]
+MOST = 2**31 - 1
+"""No whole number of a Triton config is larger; some may be, but no host can want that."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +154,12 @@ def check_choices(deployment: Deployment, where: str = "the deployment") -> None
     _check_range(deployment, where, "threads", 0)
     _check_common(deployment, where, "")
     for limit in fields(Limits):
-        _check_range(deployment.limits, where, limit.name, 1, "limits.")
+        _check_range(deployment.limits, where, limit.name, 1, "limits.", most=math.inf)
     for name, step in deployment.steps.items():
         prefix = f"steps.{name}."
         _check_common(step, where, prefix)
         _check_range(step, where, "instances", 1, prefix)
-        if step.gpus and (step.kind != "gpu" or min(step.gpus) < 0):
+        if step.gpus and (step.kind != "gpu" or min(step.gpus) < 0 or max(step.gpus) > MOST):
             raise _wrong(where, f"{prefix}gpus", step.gpus, "numbers from 0 on, and kind = 'gpu'")
 
 
@@ -177,10 +180,14 @@ def _check_queue(queue: QueuePolicy, where: str, prefix: str) -> None:
         raise _wrong(where, f"{prefix}default_priority", queue.default_priority, expected)
 
 
-def _check_range(part: Any, where: str, name: str, least: int, prefix: str = "") -> None:
+def _check_range(
+    part: Any, where: str, name: str, least: int, prefix: str = "", most: float = MOST
+) -> None:
     value = getattr(part, name)
-    if value is not None and not value >= least:  # not a number is neither
-        raise _wrong(where, f"{prefix}{name}", value, f"{least} or more")
+    if value is None or least <= value <= most:  # not a number is neither
+        return
+    expected = f"{least} or more" if not value > most else f"at most {most:.0f}"
+    raise _wrong(where, f"{prefix}{name}", value, expected)
 
 
 def _read(kind: type[Any], values: object, where: str, prefix: str = "") -> Any:
