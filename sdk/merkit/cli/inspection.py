@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,13 @@ from merkit.backends.base import Backend, strings
 from merkit.bundle import Bundle, open_bundle
 from merkit.contract import MODALITIES, Contract
 from merkit.errors import InferenceError, MerkitError, NoEvidenceError, SignatureError
-from merkit.pipeline import BYTES_IN, DECODED_IN, OUTCOME, cut
+from merkit.hearing import Heard
+from merkit.pipeline import BYTES_IN, DECODED_IN, HEARD, OUTCOME, cut
 from merkit.results import Prediction
 from merkit.signing import check_signature, read_public_keys, read_signatures
+
+if TYPE_CHECKING:
+    from merkit.backends.embedded import EmbeddedBackend
 
 TOLERANCE = 1e-4
 WORDS = "What a surprise!"
@@ -144,6 +148,8 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Check]:
         )
         for pattern in product((True, False), repeat=len(MODALITIES)):
             yield _check_pattern(backend, pattern)
+        if bundle.contract.hearing is not None:
+            yield _check_hearing(backend)
     finally:
         backend.close()
 
@@ -184,6 +190,23 @@ def _check_pattern(backend: Backend, pattern: tuple[bool, ...]) -> Check:
     except MerkitError as error:
         return Check(name, False, str(error))
     return Check(name, True, f"{found.label} {found.scores[found.label]:.3f}")
+
+
+def _check_hearing(backend: EmbeddedBackend) -> Check:
+    """Lets the chain listen to a second of noise as if somebody spoke in it."""
+    contract = backend.contract
+    given = dummy(contract, ["audio"])
+    sound, length = given["waveform"], given["waveform_length"]
+    speech = {"speech": sound, "speech_length": length, "mixture_length": length}
+    given |= {name: value for name, value in speech.items() if name in contract.tensors}
+    given["quality"] = strings("")
+    try:
+        made = backend.compute(given, HEARD)
+        heard = Heard.read(made["hearing"][0, 0])
+    except MerkitError as error:
+        return Check("hearing", False, str(error))
+    said = f"of noise it made {len(made['words'][0, 0])} characters, from {heard.source}"
+    return Check("hearing", not heard.warnings, "; ".join(heard.warnings) or said)
 
 
 def _check_answer(found: Prediction, present: list[str]) -> None:
