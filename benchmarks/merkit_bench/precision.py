@@ -35,8 +35,8 @@ from merkit_bench.summary import machine, percentiles
 from merkit_export.build import build, take_files
 from merkit_export.origin import Origin, read_origin
 from merkit_export.precision.choose import Choice, Plan, choose
-from merkit_export.precision.kinds import REFERENCE, searched_steps
-from merkit_export.precision.variants import variant
+from merkit_export.precision.kinds import REFERENCE, searched_steps, target
+from merkit_export.precision.variants import Maker, variant
 from merkit_export.storage import file_bytes
 from merkit_export.walk import Values, bundle_steps, walk
 
@@ -89,7 +89,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     peaks = {"fp32": gemm_peak(torch.float32), "bf16": gemm_peak(torch.bfloat16)}
     encoders = {}
     for step in steps:
-        files = _files(reference, choice, step, args.work / "search")
+        files = _files(reference, choice, step, plan, args.work / "search")
         encoders[step.name] = _encoder(step, origin, reference, files, inputs, args)
     words = args.clip.with_suffix(".txt")
     text = words.read_text("utf-8").strip() if words.exists() else None
@@ -146,14 +146,14 @@ def _inputs(reference: Bundle, path: Path) -> Values:
         backend.close()
 
 
-def _files(reference: Bundle, choice: Choice, step: StepSpec, work: Path) -> dict[str, Path]:
-    """Every candidate that was made of a step, whether chosen or not."""
-    files = {REFERENCE: reference.model_path(step.name)}
-    for trial in choice.outcome.trials:
-        if trial.step == step.name and not trial.refused:
-            made = sorted((work / step.name).glob(f"{trial.precision}-*/model.onnx"))
-            files[trial.precision] = made[-1]
-    return files
+def _files(
+    reference: Bundle, choice: Choice, step: StepSpec, plan: Plan, work: Path
+) -> dict[str, Path]:
+    """Every candidate that was made of a step, whether chosen or not; others, of runs before, may
+    lie beside them."""
+    maker = Maker(reference, target(plan.target), plan.calibration, lambda _: [], work, 1)
+    tried = (t.precision for t in choice.outcome.trials if t.step == step.name and not t.refused)
+    return {name: maker.path(step.name, name) for name in (REFERENCE, *tried)}
 
 
 def _encoder(
