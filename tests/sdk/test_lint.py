@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import sys
@@ -201,6 +202,15 @@ def test_weights_that_were_left_behind_are_found(rendered: Path) -> None:
 
     change_graph(rendered, "face_encoder", change)
     assert rules(lint(rendered).findings) == {"graph-data-file"}
+
+
+def test_a_link_to_itself_and_a_pipe_are_told_of(rendered: Path) -> None:
+    for model in ("fusion", "voting"):
+        (rendered / model / "config.pbtxt").unlink()
+    (rendered / "fusion" / "config.pbtxt").symlink_to("config.pbtxt")
+    os.mkfifo(rendered / "voting" / "config.pbtxt")
+    report = lint(rendered)
+    assert {f.model for f in report.errors if f.rule == "config-syntax"} == {"fusion", "voting"}
 
 
 def test_an_optional_input_with_a_default_is_no_fault(rendered: Path) -> None:

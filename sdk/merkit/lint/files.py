@@ -6,7 +6,9 @@ neighbours have loaded for minutes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
@@ -204,7 +206,7 @@ def _links(repository: Repository) -> Iterator[Finding]:
     outside = [
         path
         for path in sorted(root.rglob("*"))
-        if path.is_symlink() and not path.resolve().is_relative_to(root)
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root)
     ]
     if outside:
         found = f"{len(outside)} files are links out of it, {outside[0].relative_to(root)} for one"

@@ -192,6 +192,8 @@ def _read_model(path: Path) -> Model:
     from google.protobuf import text_format
 
     file = path / CONFIG
+    if file.is_fifo() or file.is_socket():  # reading would wait for ever
+        return Model(path.name, path, "", None, "it is no file")
     try:
         text = file.read_text("utf-8")
     except FileNotFoundError:
