@@ -258,7 +258,8 @@ def describe(steps: list[StepParity], outcome: OutcomeParity) -> str:
 def _example(origin: Origin) -> Mapping[str, Any]:
     """The inputs of every step at the sizes to trace at, as torch makes them on the way."""
     contract = origin.contract
-    steps = {**torch_steps(contract, origin.modules), **origin.python_steps()}
+    steps = torch_steps(contract, origin.modules)
+    steps.update(origin.python_steps())
     walked = walk(contract, steps, samples.example(contract))
     return walked | samples.chain_example(contract)
 

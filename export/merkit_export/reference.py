@@ -36,7 +36,8 @@ class TorchBackend:
         identity = {"contract_id": self.contract.contract_id, "backend": "torch"}
         self.identity: Mapping[str, str] = identity
         modules = dict(origin.modules) if keep else origin.modules
-        self._steps = {**torch_steps(self.contract, modules), **origin.python_steps()}
+        self._steps = torch_steps(self.contract, modules)
+        self._steps.update(origin.python_steps())
 
     def infer(
         self, tensors: Tensors, timings: dict[str, float] | None = None

@@ -119,7 +119,8 @@ class Recognize(nn.Module):
         model = self.recognizer.model
         inputs, counts = self.recognizer.frontend(sounds.flatten(0, 1), lengths.flatten())
         logs, said = model.tokens(*model.encode(inputs, counts))
-        return logs.unflatten(0, (-1, each)), said.reshape(-1, each)
+        rows: Tensor = logs.unflatten(0, (-1, each))  # type: ignore[no-untyped-call]
+        return rows, said.reshape(-1, each)
 
 
 class Punctuate(nn.Module):
