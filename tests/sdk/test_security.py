@@ -25,6 +25,8 @@ from merkit.errors import (
     ServerUnavailableError,
 )
 from merkit.opening import connect
+from merkit.serving.guard import Protection
+from merkit.serving.server import free_ports
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +191,15 @@ def test_an_error_of_the_server_stays_one(ours: Authority) -> None:
         with pytest.raises(InferenceError, match="told to"):
             backend.infer(decoded_entry())
         backend.close()
+
+
+def test_a_server_does_not_start_with_a_key_of_another_certificate(
+    ours: Authority, theirs: Authority
+) -> None:
+    (certificate, key), (_, other) = ours.issue("server"), theirs.issue("server")
+    Protection(certificate, key, ours.file).check_pair()
+    for wrong in ((certificate, other), (key, key), (certificate, key, key)):
+        with pytest.raises(InvalidInputError, match="cannot be used"):
+            Protection(*wrong).check_pair()
+    with pytest.raises(InvalidInputError, match="the host"):
+        free_ports("", [0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -61,6 +62,28 @@ class Protection:
             _restrict("http", ADMINISTRATION, ADMIN_HEADER, admin),
             _restrict("http", ANSWERS, TOKEN_HEADER, token),
         ]
+
+    def check_pair(self) -> None:
+        """Refuses a certificate that its key does not open: Triton starts with any, says that it
+        is ready, and no client ever gets through.
+
+        Raises:
+            InvalidInputError: the files are no certificate and key that belong together.
+        """
+        self._check()
+        if self.certificate is None or self.key is None:
+            return
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate, self.key, password="")  # never asks for one
+            if self.client_ca is not None:
+                context.load_verify_locations(self.client_ca)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise InvalidInputError(
+                f"{self.certificate} and {self.key} cannot be used ({error})",
+                "a certificate, its own key without a password, and authorities' certificates",
+                "correct the files",
+            ) from None
 
     def _check(self) -> None:
         if (self.certificate is None) != (self.key is None) or (self.client_ca and not self.key):

@@ -116,6 +116,7 @@ class Server:
         self.bundles = [admit(one) for one in opened]
         self.bundle = self.bundles[0]
         self.installation = installation or find_installation(self.bundle.root)
+        options.protection.check_pair()
         ports = (options.grpc_port, options.http_port, options.metrics_port)
         grpc, http_, metrics = free_ports(options.host, ports)
         self._address = (options.host, http_)
@@ -315,6 +316,8 @@ def free_ports(host: str, wanted: Sequence[int]) -> list[int]:
 
     Raises ServerUnavailableError when a port that was asked for is taken.
     """
+    if not host:  # to sockets the empty name is every interface
+        raise InvalidInputError("the host is ''", "an address of this machine", "give one")
     with contextlib.ExitStack() as stack:
         ports = []
         for port in wanted:
