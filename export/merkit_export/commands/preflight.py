@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,9 @@ def _preflight(args: argparse.Namespace) -> int:
 
 def _seconds(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        sizes = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 2.5,5,20") from None
+        sizes = (math.nan,)
+    if not all(map(math.isfinite, sizes)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 2.5,5,20")
+    return sizes
