@@ -250,7 +250,7 @@ def test_a_killed_or_repeated_command_goes_on_and_other_data_are_refused(
         ("missing", "noise-UTT has no file of 2 of 180 clips: train_0003, val_0004"),
         ("nan", "train_0003 is not finite"),
         ("width", "train_0003 is 9 wide"),
-        ("zeros", "all 180 features in"),
+        ("zeros", "noise-UTT are zeros or missing"),
     ],
 )
 def test_features_that_do_not_fit_are_named(
@@ -274,6 +274,8 @@ def test_features_that_do_not_fit_are_named(
         folders = find_groups(tmp_path, ["noise", "signal"])
         material = from_labels(folders, labels, DataConfig(), missing_is_absent=True)
         assert not material.sets["train"].presence[3, 0] and material.sets["train"].presence[3, 1]
+        found = read_groups(folders, ["nobody"], WIDTHS, missing_is_absent=True)
+        assert not found["noise"].any() and found["noise"].shape == (1, WIDTHS["noise"])
 
 
 @pytest.mark.parametrize(
@@ -320,8 +322,10 @@ def test_label_files_say_what_is_wrong_with_them(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InvalidInputError, match=told):
             read_label_file(path)
-    with pytest.raises(InvalidInputError, match="there is no"):
+    with pytest.raises(InvalidInputError, match=r"no\.csv cannot be read"):
         read_label_file(tmp_path / "no.csv")
+    with pytest.raises(InvalidInputError, match=r"there is no .*labels; expected MERTools'"):
+        read_label_file(tmp_path / "labels")
 
 
 def test_mertools_label_files_are_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,10 +54,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def report_of(out: Path, *arguments: str) -> dict[str, object]:
+def report_of(out: Path, *arguments: str) -> dict[str, Any]:
     options = ["--resamples", "20", "--out", str(out), "--threads", "1"]
     assert main(["evaluate", *arguments, *options]) == 0
-    found: dict[str, object] = json.loads((out / "report.json").read_text("utf-8"))
+    found: dict[str, Any] = json.loads((out / "report.json").read_text("utf-8"))
     return found
 
 
@@ -71,14 +72,14 @@ def test_a_report_on_features(made: Path, tmp_path: Path) -> None:
     data = read_features(run / "features" / "test")
     labels = voted(load(run), data, 0)[VOTE]
     expected = waf(data.labels.numpy(), labels, len(LABELS))
-    assert report["overall"]["waf"]["value"] == pytest.approx(expected, abs=1e-5)  # type: ignore[index]
+    assert report["overall"]["waf"]["value"] == pytest.approx(expected, abs=1e-5)
     assert np.sum(report["confusion"]) == SPLITS["test"]
     names = ["noise+signal+static", "signal", "signal+static", "mean probability"]
-    assert sorted(b["name"] for b in report["branches"]) == sorted(names)  # type: ignore[attr-defined]
-    assert [g["value"] for g in report["groups"]["room"]] == ["a", "b"]  # type: ignore[index]
+    assert sorted(b["name"] for b in report["branches"]) == sorted(names)
+    assert [g["value"] for g in report["groups"]["room"]] == ["a", "b"]
     robust = report["robustness"]
-    assert robust["curves"] == {} and len(robust["rates"]) == 4  # type: ignore[index,call-overload]
-    patterns = {p["condition"]: p for p in robust["patterns"]}  # type: ignore[index,call-overload]
+    assert robust["curves"] == {} and len(robust["rates"]) == 4
+    patterns = {p["condition"]: p for p in robust["patterns"]}
     assert len(patterns) == 7 and patterns["only:noise+static"]["waf"]["value"] < 0.6
     assert patterns["only:signal"]["clips"] == SPLITS["test"] - 1, "one clip has no signal"
     page = (tmp_path / "own" / "report.html").read_text("utf-8")
@@ -89,7 +90,7 @@ def test_a_report_on_features(made: Path, tmp_path: Path) -> None:
     for part in ("overall", "confusion", "clips", "robustness"):
         left = {"facts"} if part == "clips" else set()
         ours, theirs = (
-            [{k: v for k, v in row.items() if k not in left} for row in r[part]]  # type: ignore[attr-defined]
+            [{k: v for k, v in row.items() if k not in left} for row in r[part]]
             if left
             else r[part]
             for r in (report, again)
@@ -129,6 +130,10 @@ def test_the_challenges_file_from_features(made: Path, tmp_path: Path) -> None:
     ]
     assert np.mean(errors) < 0.6, "valence was learnt"
     assert main(["submit", str(made / "run"), "--data", str(made), "--out", str(out)]) == 2
+    (tmp_path / "names.txt").write_text(ABSENT)  # nothing of one group, and nobody else beside
+    options = ["--features", str(made), "--names", str(tmp_path / "names.txt"), "--overwrite"]
+    assert main(["submit", str(made / "run"), *options, "--out", str(out)]) == 0
+    assert out.read_text("utf-8").splitlines()[1].startswith(f"{ABSENT},")
 
 
 def test_searching_and_ablating_take_the_runs_own_groups_and_classes(
@@ -160,7 +165,7 @@ def test_mining_learns_from_feature_folders(made: Path, tmp_path: Path) -> None:
     text = (out / "report.md").read_text()
     assert all(f"| {name} |" in text for name in learners), "each learner's WAF by round"
     mined = report_of(tmp_path / "report", str(out / "run"), "--split", "test")
-    assert mined["data"]["answered"] == SPLITS["test"]  # type: ignore[index]
+    assert mined["data"]["answered"] == SPLITS["test"]
 
 
 def test_of_many_groups_all_but_one_and_single_ones_are_asked() -> None:

@@ -40,9 +40,6 @@ def add(commands: Commands) -> None:
         "--features", type=Path, metavar="DIR", help="of the clips of --data, for a run of `fuse`"
     )
     data.add_argument(
-        "--missing-is-absent", action="store_true", help="as merkit-train fuse, of --features"
-    )
-    data.add_argument(
         "--split", default="", help="of a corpus, of the column `split`, or of a run of `fuse`"
     )
     data.add_argument(
@@ -86,10 +83,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with subject.client:
         examiner = None
         if backend := stored_backend(subject):
-            data, features = labelled_features(
-                backend, a.split, settings.by, a.data, a.features,
-                missing_is_absent=a.missing_is_absent,
-            )  # fmt: skip
+            data, features = labelled_features(backend, a.split, settings.by, a.data, a.features)
             examiner = StoredExaminer(backend, features)
         elif a.data is None or a.features is not None:
             raise InvalidInputError(

@@ -28,9 +28,6 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--features", type=Path, metavar="DIR", help="instead of --data, for a run of `fuse`"
     )
-    parser.add_argument(
-        "--missing-is-absent", action="store_true", help="as merkit-train fuse, of --features"
-    )
     parser.add_argument("--out", type=Path, required=True, help="such as submission.csv")
     parser.add_argument("--names", type=Path, help="the official list of names, in its order")
     parser.add_argument("--texts", type=Path, help="CSV of transcripts: name and text")
@@ -74,7 +71,6 @@ def _submit(arguments: argparse.Namespace) -> None:
             fill_missing=a.fill_missing,
             overwrite=a.overwrite,
             workers=a.workers,
-            missing_is_absent=a.missing_is_absent,
         )
     for name, reason in done.filled.items():
         print(f"{name}: {done.majority} without an answer ({reason})", file=sys.stderr)

@@ -166,8 +166,6 @@ def labelled_features(
     by: Sequence[str],
     labels: Path | None = None,
     features: Path | None = None,
-    *,
-    missing_is_absent: bool = False,
 ) -> tuple[LabelledSet, FeatureSet]:
     """The clips that a report is about: of a split of the run itself, or of a label file.
 
@@ -177,7 +175,6 @@ def labelled_features(
         by: columns to group by.
         labels: a label file; None: the run's own clips.
         features: holds the folders of the run's groups, for `labels`.
-        missing_is_absent: see `folders.read_groups`.
 
     Raises:
         InvalidInputError: no such split or column, no labelled clip, features that do not fit, or
@@ -202,7 +199,7 @@ def labelled_features(
             raise InvalidInputError(
                 f"{labels} has no labelled clip in the split {split!r}", "one", "correct --split"
             )
-        data = read_for(backend, records, features, missing_is_absent=missing_is_absent)
+        data = read_for(backend, records, features)
         facts, problems, source = read.facts, read.problems, labels
         left = len(read.records) - len(records)
     check_columns(by, {c for known in facts.values() for c in known} | {"speaker"})
@@ -210,18 +207,13 @@ def labelled_features(
     return LabelledSet(source, split, tuple(items), problems, left), data
 
 
-def read_for(
-    backend: StoredBackend,
-    records: Sequence[ClipRecord],
-    root: Path,
-    *,
-    missing_is_absent: bool = False,
-) -> FeatureSet:
-    """Features of new clips for a run, from folders below `root`."""
+def read_for(backend: StoredBackend, records: Sequence[ClipRecord], root: Path) -> FeatureSet:
+    """Features of new clips for a run, from folders below `root`; a clip without a file means what
+    it meant when the run was fused."""
     folders, widths = folders_of(backend.run, root)
-    return features_of(
-        records, backend.contract.labels, folders, widths, missing_is_absent=missing_is_absent
-    )
+    absent = bool((stated_groups(backend.run) or {}).get("missing_is_absent"))
+    labels = backend.contract.labels
+    return features_of(records, labels, folders, widths, missing_is_absent=absent)
 
 
 def folders_of(run: Path, root: Path) -> tuple[tuple[GroupFolder, ...], dict[str, int]]:

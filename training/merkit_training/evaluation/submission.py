@@ -71,7 +71,6 @@ def submit(
     fill_missing: bool = False,
     overwrite: bool = False,
     workers: int = 2,
-    missing_is_absent: bool = False,
 ) -> Submission:
     """Answers every clip and writes `name,discrete`, with `valence` if the model knows it.
 
@@ -86,7 +85,6 @@ def submit(
         fill_missing: give names without a clip the majority class too, instead of refusing.
         overwrite: replace `out`.
         workers: clips at a time.
-        missing_is_absent: of features; see `folders.read_groups`.
 
     Raises:
         InvalidInputError: `out` exists, names are missing, twice or unknown, or nothing is there.
@@ -116,8 +114,7 @@ def submit(
     if backend is None:
         said = _answers(subject, chosen, workers)
     else:
-        features = read_for(backend, chosen, data, missing_is_absent=missing_is_absent)
-        found = backend.of(features)
+        found = backend.of(read_for(backend, chosen, data))
         said = zip(chosen, (_of(found, i, subject) for i in range(len(chosen))), strict=True)
     for record, answer in said:
         if isinstance(answer, Problem):

@@ -94,7 +94,8 @@ def read_groups(
     Args:
         folders: the groups.
         names: the clips, in order.
-        widths: what features must measure; None: as most of a group's first files do.
+        widths: what features must measure, of a run that has been trained; None: as most of a
+            group's first files do, and some clip has to have something of each group.
         missing_is_absent: a clip without a file lacks what the encoder reads, as if the file held
             zeros; else it is an error.
 
@@ -106,12 +107,12 @@ def read_groups(
     for group in folders:
         there = {path.stem for path in group.path.glob("*.npy")}
         missing = [name for name in names if name not in there]
-        if missing and (len(missing) == len(names) or not missing_is_absent):
+        if missing and not missing_is_absent:
             raise _missing(group, missing, len(names))
         found[group.name] = _read(group, names, there, (widths or {}).get(group.name))
-        if not found[group.name].any():
+        if widths is None and not found[group.name].any():
             raise InvalidInputError(
-                f"all {len(names)} features in {group.path} are zeros",
+                f"all {len(names)} features in {group.path} are zeros or missing",
                 "features; zeros stand for clips that lack what the encoder reads",
                 "extract them again, or leave the group out",
             )
@@ -120,15 +121,14 @@ def read_groups(
 
 def _read(group: GroupFolder, names: Sequence[str], there: set[str], width: int | None) -> Tensor:
     rows = [i for i, name in enumerate(names) if name in there]
-    values: Tensor | None = None
+    values = torch.zeros(len(names), width or 0)
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
         read = read_mertools(group.path, [names[i] for i in block], width)
-        if values is None:
+        if width is None:
             width = read.width
             values = torch.zeros(len(names), width)
         values[torch.tensor(block)] = torch.from_numpy(np.ascontiguousarray(read.stacked()))
-    assert values is not None
     return values
 
 
@@ -138,7 +138,7 @@ def _missing(group: GroupFolder, names: Sequence[str], count: int) -> InvalidInp
         f"{group.path} has no file of {len(names)} of {count} clips: "
         f"{', '.join(names[:NAMED_AT_MOST])}{more}",
         "a file <clip>.npy of each labelled clip",
-        "extract them, or leave the clips out; or say that they lack it: --missing-is-absent",
+        "extract them, or leave the clips out; or fuse with --missing-is-absent: they lack it",
     )
 
 

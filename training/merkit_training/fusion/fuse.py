@@ -63,6 +63,7 @@ class Material:
         marks: hashes of what it was made of.
         problems: clips that were left out, and remarks.
         origin: the run whose clips they are; None: clips of a label file.
+        missing_is_absent: what a clip without a file means, of these folders and later ones.
     """
 
     sets: Mapping[str, FeatureSet]
@@ -74,6 +75,7 @@ class Material:
     marks: Mapping[str, str]
     problems: tuple[Problem, ...]
     origin: Path | None = None
+    missing_is_absent: bool = False
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -114,7 +116,7 @@ def from_labels(
         sets, labels.classes, tuple(folders), labels.facts, True,
         len({folds[name] for name in train.names}) if folds else 0,
         {g: _mark(values) for g, values in whole.groups.items()} | {"labels": _told(sets)},
-        (*labels.problems, *problems),
+        (*labels.problems, *problems), None, missing_is_absent,
     )  # fmt: skip
 
 
@@ -154,8 +156,9 @@ def from_run(
         marks[folder.name] = _mark(torch.cat([data.groups[folder.name] for data in sets.values()]))
     facts = {name: said for data in sets.values() for name, said in _known_of(data).items()}
     return Material(
-        sets, classes_in(run), tuple(folders), facts, is_own_data(run), 0, marks, (), run
-    )
+        sets, classes_in(run), tuple(folders), facts, is_own_data(run), 0, marks, (), run,
+        missing_is_absent,
+    )  # fmt: skip
 
 
 def features_of(
@@ -230,10 +233,12 @@ def fuse(material: Material, recipe: Recipe, voters: Sequence[str], out: Path) -
         stated = {
             f.name: {"folder": f.path.name, "width": widths[f.name]} for f in material.folders
         }
+        absent = material.missing_is_absent
         if before:
-            stated = before["groups"] | stated
+            stated, absent = before["groups"] | stated, absent or before["missing_is_absent"]
         if stated:
-            write_json(features / STATED, {"groups": stated, "all": list(material.groups)})
+            facts = {"groups": stated, "all": list(material.groups), "missing_is_absent": absent}
+            write_json(features / STATED, facts)
         card.record(
             "features", {f"{s}_clips": float(len(d)) for s, d in material.sets.items()}, 0.0
         )
