@@ -48,7 +48,7 @@ def test_the_bundle_holds_the_chain_and_what_it_reads(bundle: Bundle) -> None:
 def test_a_recording_is_heard_alike_in_torch_and_onnx(
     bundle: Bundle, run: Path, media: Path
 ) -> None:
-    clip = merkit.Clip(media / "jfk.flac")
+    clip = media / "jfk.flac"
     answers = []
     with merkit.load(bundle.root, providers=["cpu"], threads=1) as client:
         answers.append(client.predict(clip))

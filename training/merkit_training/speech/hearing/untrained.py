@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from merkit.pipeline import Chain
@@ -33,6 +34,9 @@ NAMED = (BLANK, START, END, UNKNOWN)
 """Where FunASR has them: the first three, and the last token."""
 FIRST_CHARACTER, CHARACTERS = 0x4E00, 22
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
+UNLIKELY = 2000.0
+"""How much less probable, as a logarithm, what stands for no text is made: less than the longest
+sound's tokens together."""
 SENTENCES = 300
 """Made-up ones, that n-grams are counted of."""
 CENTRE, SPREAD = 12.0, 4.0
@@ -49,6 +53,8 @@ def write_untrained_chain(recipe: Recipe, run: Path, shaken: Shaken) -> None:
         recognizer = shaken(heard.recognizer)
         recognizer.frontend.shift.fill_(-CENTRE)
         recognizer.frontend.scale.fill_(1 / SPREAD)
+        with torch.no_grad():  # else to end at once is the most probable of all nonsense
+            recognizer.model.decoder.output_layer.bias[list(tokens.silent)] -= UNLIKELY
         _save(run, parts.RECOGNIZER, recipe.recognizer, recognizer)
         tokens.save(run / parts.RECOGNIZER / TOKENS)
     if recipe.language_model.asked:
