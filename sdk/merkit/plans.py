@@ -30,10 +30,11 @@ Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 
 VERSION_COMPATIBLE, STRIP_PLAN = "VERSION_COMPATIBLE", "STRIP_PLAN"
 AMPERE = (8, 0)
-ON_HOST = ("recognize", "punctuate", "preprocess", "voting")
+ON_HOST = ("separate", "recognize", "punctuate", "preprocess", "voting")
 """Steps that get no plan: a little arithmetic on what comes from or goes back to the host, in
-types (uint8) and open sizes that TensorRT takes at a network's edge at best; and recognition, which
-finds out as it runs how many tokens it makes room for."""
+types (uint8) and open sizes that TensorRT takes at a network's edge at best; and the chain that
+hears: recognition finds out as it runs how many tokens it makes room for, and separation's graph
+compares booleans."""
 REBUILD = "run merkit-export tensorrt on this host"
 _PLAN = re.compile(r"model\.sm_(\d+)(\d)\.plan")
 
