@@ -35,7 +35,7 @@ from merkit_export.walk import torch_steps, walk
 from merkit_training.runs import read_json
 from merkit_training.speech.hearing.parts import copy_resources
 
-GIT_LIMIT = 10_000_000
+GIT_LIMIT = 15_000_000
 """Compressed bytes that a checked-in bundle may add to git; a larger one is built with a note."""
 WITH_FILES = ("tokenize", "transcribe")
 """The python steps that have content files."""
