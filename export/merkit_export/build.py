@@ -8,13 +8,11 @@ backend; and only what passed takes the target's place, whose former content sta
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from merkit_export.origin import Origin, provenance, read_origin
 from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
 from merkit_export.precision import table
 from merkit_export.precision.choose import Plan, choose, entries
+from merkit_export.publish import beside, publish, recover
 from merkit_export.tolerance import tolerance_of
 from merkit_export.walk import torch_steps, walk
 from merkit_training.runs import read_json
@@ -68,10 +67,11 @@ def build(
         BundleError: the run is unfinished or damaged.
         MerkitError: a step cannot be exported, or torch and ONNX disagree; nothing is written.
     """
+    recover(out)
     _refuse_foreign(out)
     origin = read_origin(run)
     details = _details(origin, name)
-    with _beside(out) as folder:
+    with beside(out) as folder:
         digests = export_steps(origin, folder, say)
         bundle = write_manifest(folder, origin.contract, digests, details)
         steps, outcome = prove(bundle, origin)
@@ -84,7 +84,7 @@ def build(
         bundle = write_manifest(folder, origin.contract, digests, details)
         render(bundle, folder)
         say(_size(folder, bundle))
-        _publish(folder, out)
+        publish(folder, out)
     shutil.rmtree(_work(out), ignore_errors=True)  # decoded faces and voices, among others
     say(f"{out}: bundle {bundle.bundle_id}, contract {bundle.contract.contract_id}")
     return Bundle(out, bundle.contract, bundle.manifest)
@@ -273,28 +273,3 @@ def _refuse_foreign(out: Path) -> None:
             "a bundle to replace, an empty folder or a new name",
             "choose another folder",
         )
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, on the same file system; gone afterwards unless renamed."""
-    folder = out.parent / f".{out.name}.{os.getpid()}.new"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, out: Path) -> None:
-    """Puts `folder` in the place of `out`; if that fails, `out` is as before."""
-    former = out.parent / f".{out.name}.{os.getpid()}.old"
-    if out.exists():
-        out.rename(former)
-    try:
-        folder.rename(out)
-    except OSError:
-        if former.exists():
-            former.rename(out)
-        raise
-    shutil.rmtree(former, ignore_errors=True)

@@ -21,6 +21,7 @@ from merkit_export import samples
 from merkit_export.build import build
 from merkit_export.graphs import step_digest
 from merkit_export.origin import Origin, read_origin
+from merkit_export.publish import recover
 from merkit_export.walk import torch_steps
 
 Tamper = Callable[[Path], None]
@@ -155,6 +156,23 @@ def test_building_again_replaces_the_bundle_and_keeps_its_id(
     assert open_bundle(out).manifest["name"] == "again"
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in exported.root.iterdir())
     assert [p.name for p in tmp_path.iterdir()] == ["models"]
+
+
+def test_what_killed_builds_left_is_put_right(tmp_path: Path) -> None:
+    out, gone = tmp_path / "models", 2**22 + 1  # above the largest number of a process
+    kept = [".models.1.new", f".other.{gone}.new", f".models.{gone}.new.txt", ".models.precision"]
+    for name in (f".models.{gone}.new", f".models.{gone}.old", *kept):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bundle.json").write_text(name)
+    recover(out)
+    assert (out / "bundle.json").read_text() == f".models.{gone}.old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "models"])
+    shutil.copytree(out, tmp_path / f".models.{gone}.old")
+    (out / "bundle.json").write_text("the new one")
+    recover(out)
+    assert (out / "bundle.json").read_text() == "the new one"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "models"])
+    recover(tmp_path / "nowhere" / "models")
 
 
 def test_a_foreign_folder_is_not_replaced(random_run: Path, tmp_path: Path) -> None:
