@@ -27,7 +27,7 @@ from merkit_export.costs import operations
 from merkit_export.origin import Origin, provenance, read_origin
 from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
 from merkit_export.precision import table
-from merkit_export.precision.choose import Plan, choose, entries
+from merkit_export.precision.choose import Plan, check_corpus, choose, entries
 from merkit_export.publish import beside, publish, recover
 from merkit_export.tolerance import tolerance_of
 from merkit_export.walk import torch_steps, walk
@@ -71,6 +71,8 @@ def build(
     _refuse_foreign(out)
     origin = read_origin(run)
     details = _details(origin, name)
+    if plan is not None:
+        check_corpus(plan, details["provenance"]["data"]["card_sha256"])
     with beside(out) as folder:
         digests = export_steps(origin, folder, say)
         bundle = write_manifest(folder, origin.contract, digests, details)

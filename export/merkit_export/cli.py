@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from merkit import __version__
 from merkit.errors import MerkitError
-from merkit_export.commands import add_all
+from merkit_export.commands import add_all, check_reports
 
 INTERRUPTED = 130
 
@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
+        check_reports(args)
         return command(args)
     except MerkitError as error:
         print(f"merkit-export: {error}", file=sys.stderr)

@@ -82,6 +82,10 @@ def test_render_writes_a_repository(exported: Bundle, tmp_path: Path) -> None:
         (["build", "run", "--out", "b", "--table", "t.md"], "--table without --target"),
         (["build", "run", "--out", "b", "--target", "cpu", "--budget-waf", "nan"], "--budget-waf"),
         (["build", "nowhere", "--dry-run"], "nowhere"),
+        (["preflight", "nowhere", "--json", "."], ". is a folder"),
+        (["plan", "nowhere.toml", "--json", "."], "--json"),
+        (["verify", "b", "--run", "r", "--html", "/dev/null/page.html"], "/dev/null takes no"),
+        (["build", "r", "--out", "b", "--target", "cpu", "--table", "."], "--table"),
         (["build", "--untrained", "nowhere.toml", "--dry-run"], "nowhere.toml"),
     ],
 )

@@ -294,6 +294,20 @@ def test_a_trained_run_needs_its_own_corpus(exported: Bundle, tmp_path: Path) ->
         corpus_material(tmp_path, "val", 0, exported.contract, tmp_path / "cache")
 
 
+def test_a_wrong_corpus_is_refused_before_the_export(
+    random_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "export_steps", lambda *_: pytest.fail("it was exported"))
+    with pytest.raises(InvalidInputError, match=r"holds no card\.json"):
+        building.build(random_run, tmp_path / "models", plan=plan(corpus=tmp_path), say=silent)
+    run = shutil.copytree(random_run, tmp_path / "trained")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "data": "0" * 64}))
+    with pytest.raises(InvalidInputError, match="no corpus is given"):
+        building.build(run, tmp_path / "models", plan=plan(), say=silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["trained"]
+
+
 def test_fewer_clips_of_a_stopped_search_are_not_taken_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def _preflight(args: argparse.Namespace) -> int:
     print(f"held against {SOURCE}")
     if args.json:
         found = {"source": SOURCE, "steps": [verdict.to_json() for verdict in verdicts]}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         temporary = args.json.with_name(f".{args.json.name}.tmp")
         temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         temporary.replace(args.json)

@@ -116,19 +116,29 @@ def entries(contract: Contract, found: Outcome | None = None) -> dict[str, dict[
     return table
 
 
+def check_corpus(plan: Plan, card: str | None) -> None:
+    """Refuses another corpus than the run's, and none where the run was trained; `card` is the
+    sha256 of its data card, None at random weights. Cheap: to be asked before any work.
+
+    Raises:
+        InvalidInputError: so it is.
+    """
+    if plan.corpus is not None:
+        clips.same_corpus(plan.corpus, card)
+    elif card is not None:
+        raise InvalidInputError(
+            "the run was trained, but no corpus is given",
+            "the corpus it was trained on, whose validation clips judge precisions",
+            "give it with --corpus",
+        )
+
+
 def _material(bundle: Bundle, plan: Plan, work: Path) -> tuple[Material, Material]:
     """Clips to calibrate on and clips to judge by."""
     contract = bundle.contract
-    card = bundle.manifest["provenance"]["data"]["card_sha256"]
+    check_corpus(plan, bundle.manifest["provenance"]["data"]["card_sha256"])
     if plan.corpus is None:
-        if card is not None:
-            raise InvalidInputError(
-                "the run was trained, but no corpus is given",
-                "the corpus it was trained on, whose validation clips judge precisions",
-                "give it with --corpus",
-            )
         return clips.made_up_material(contract, 1000), clips.made_up_material(contract, 2000)
-    clips.same_corpus(plan.corpus, card)
     cache = work / "clips"
     size = plan.calibration.clips
     return (
