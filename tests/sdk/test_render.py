@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -61,6 +62,29 @@ def test_nothing_but_models_and_the_manifest_lies_in_the_root(
     render(toy_bundle, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == models(toy_bundle) | {"bundle.json"}
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_full_disk_leaves_no_half_repository(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool
+) -> None:
+    out, copied = tmp_path / "out", []
+
+    def copy(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes())
+        copied.append(target)
+        if len(copied) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    if existed:
+        out.mkdir()
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(shutil, "copy2", copy)
+        render(toy_bundle, out, copy=True)
+    assert len(copied) == 4
+    assert out.exists() == existed and not list(tmp_path.rglob("*"))[existed:]
+    render(toy_bundle, out, copy=True)
+    assert open_bundle(out).bundle_id == toy_bundle.bundle_id
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,17 @@ def render(
     _check(bundle, deployment)
     names = versioned_names(bundle) if versioned else plain_names(bundle.contract)
     files = _files(bundle, deployment, names)  # all text first: what fails here writes nothing
-    if versioned or out.resolve() != bundle.root.resolve():
+    elsewhere = out.resolve() != bundle.root.resolve()
+    if versioned or elsewhere:
         _check_folder(bundle, out, versioned)
-        _place_content(bundle, out, names, deployment, copy)
-    for name, content in files.items():
-        _write(out / name, content)
-        if name.endswith("/model.py") and out.resolve() != bundle.root.resolve():
-            (out / name).with_name(NO_CACHE).touch()
-    _remove_stale(out, files, keep_models=versioned)
+    with _empty_if_it_fails(out):
+        if versioned or elsewhere:
+            _place_content(bundle, out, names, deployment, copy)
+        for name, content in files.items():
+            _write(out / name, content)
+            if name.endswith("/model.py") and elsewhere:
+                (out / name).with_name(NO_CACHE).touch()
+        _remove_stale(out, files, keep_models=versioned)
     return [out / name for name in files]
 
 
@@ -294,6 +297,22 @@ def _check_folder(bundle: Bundle, out: Path, versioned: bool) -> None:
         )
 
 
+@contextlib.contextmanager
+def _empty_if_it_fails(out: Path) -> Iterator[None]:
+    """Leaves a folder that was new or empty so, where the disk is full, say: half a repository
+    would be refused when the same is asked for again."""
+    existed = out.exists()
+    empty = not existed or not any(out.iterdir())
+    try:
+        yield
+    except BaseException:
+        for path in list(out.iterdir()) if empty and out.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not existed and out.is_dir():
+            out.rmdir()
+        raise
+
+
 def _place_content(
     bundle: Bundle, out: Path, names: Names, deployment: Deployment, copy: bool
 ) -> None:
@@ -319,15 +338,13 @@ def _plans(bundle: Bundle, deployment: Deployment) -> Iterable[str]:
 def _place(source: Path, target: Path, copy: bool) -> None:
     """A link to the file, or a copy where links fail; whatever lay there is replaced at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        if copy:
-            raise OSError("asked for a copy")
-        temporary.symlink_to(source.resolve())
-    except OSError:
-        shutil.copy2(source, temporary)
-    temporary.replace(target)
+    with _replacing(target) as temporary:
+        try:
+            if copy:
+                raise OSError("asked for a copy")
+            temporary.symlink_to(source.resolve())
+        except OSError:
+            shutil.copy2(source, temporary)
 
 
 def _remove_stale(out: Path, files: Iterable[str], keep_models: bool) -> None:
@@ -356,6 +373,17 @@ def _only_rendered(folder: Path) -> bool:
 
 def _write(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which then takes its place or is gone."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    temporary.replace(path)
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
