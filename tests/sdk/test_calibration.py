@@ -20,7 +20,7 @@ from merkit.calibration.fit import cross_fitted, fit, folds, measures
 from merkit.calibration.graph import read_constant, replace_constant
 from merkit.cli import main
 from merkit.contract import canonical
-from merkit.errors import BundleCorruptError, BundleError, InvalidInputError
+from merkit.errors import BundleCorruptError, BundleError, InvalidInputError, MerkitError
 from merkit.voting import ranked_mode
 
 VOTERS, CLASSES = 3, 4
@@ -190,7 +190,12 @@ def test_a_bundle_is_calibrated(
         note["temperatures"], abs=1e-6
     )
     assert new.manifest["abstention"]["coverage"] >= 0.8
+    proof = new.manifest["validation"]["calibrated"]
+    assert proof["clips_checked"] == 20 and proof["max_abs"] < 1e-4
+    assert proof["of_clips"] == len(WORDS)
     with merkit.load(toy_bundle.root) as old, merkit.load(out) as client:
+        both = [[c.predict(text=text).label for text in WORDS] for c in (old, client)]
+        assert proof["labels_moved"] == sum(a != b for a, b in zip(*both, strict=True))
         for text in WORDS[:5]:
             before = np.array(
                 [list(v.scores.values()) for v in old.predict(text=text).votes.values() if v]
@@ -219,6 +224,32 @@ def test_calibrating_again_starts_from_the_first_graph(
         toy_bundle.root, labels_csv, tmp_path / "again", prior="counts"
     ).bundle.bundle_id  # fmt: skip
     assert len(canonical(note)) < 3000
+
+
+def test_what_a_gate_found_is_not_claimed_of_another_graph(
+    toy_bundle: Bundle, labels_csv: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(toy_bundle.root, tmp_path / "source")
+    stated = json.loads((source / "bundle.json").read_text())
+    gated = {"scores": {"vote": 0.9}, "gate": {"passed": True}, "releasable": True}
+    (source / "bundle.json").write_text(json.dumps({**stated, "validation": gated}))
+    calibrate(source, labels_csv, tmp_path / "once")
+    twice = calibrate(tmp_path / "once", labels_csv, tmp_path / "twice").bundle
+    assert set(twice.manifest["validation"]) == {"before_calibration", "calibrated", "releasable"}
+    del gated["releasable"]
+    assert twice.manifest["validation"]["before_calibration"] == gated
+
+
+def test_a_graph_that_says_something_else_than_the_fit_is_not_written(
+    toy_bundle: Bundle, labels_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swapped(model: bytes, name: str, values: np.ndarray) -> bytes:
+        return replace_constant(model, name, values[::-1])
+
+    monkeypatch.setattr("merkit.calibration.bundle.replace_constant", swapped)
+    with pytest.raises(MerkitError, match=r"differs from what was fitted.*nothing was written"):
+        calibrate(toy_bundle.root, labels_csv, tmp_path / "new", prior="counts")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from merkit.bundle import (
     open_bundle,
     write_manifest,
 )
+from merkit.calibration.check import check
 from merkit.calibration.fit import Calibration, cross_fitted, fit, measures
 from merkit.calibration.graph import read_constant, replace_constant
 from merkit.calibration.labelled import Labelled, ask, read_labels
@@ -77,6 +78,9 @@ def calibrate(
 ) -> Outcome:
     """Refits a bundle's temperatures, and its class prior if asked, on labelled clips.
 
+    The manifest's `validation` then says what was proven of the new graph, and keeps what the
+    gate found of the former one as such.
+
     Args:
         bundle: the bundle to start from.
         labels: a CSV file with `path` and `label`, and `text` where there is a transcript.
@@ -92,6 +96,7 @@ def calibrate(
         InvalidInputError: `out` exists, too few clips, unknown labels, a prior for classes that
             no clip has, or a bundle whose graph keeps its calibration out of reach.
         BundleError: no bundle there, or a file of it is damaged.
+        MerkitError: the new bundle does not say what was fitted; nothing is written.
         MissingExtraError: ONNX Runtime, or a package that decodes clips, is not installed.
     """
     target = Path(out)
@@ -131,7 +136,12 @@ def calibrate(
     }
     if coverage is not None:
         details["abstention"] = threshold(honest, told, coverage)
-    written = _write(opened, model, found, details, target)
+
+    def proven(written: Bundle) -> dict[str, Any]:
+        say("asking the new bundle, which must say what was fitted")
+        return check(written, clips, told, start, found)
+
+    written = _write(opened, model, found, details, target, proven)
     return Outcome(written, found, len(told.labels), told.failed, before, after)
 
 
@@ -183,9 +193,14 @@ def _weights(
 
 
 def _write(
-    opened: Bundle, model: bytes, found: Calibration, details: dict[str, Any], target: Path
+    opened: Bundle,
+    model: bytes,
+    found: Calibration,
+    details: dict[str, Any],
+    target: Path,
+    proven: Callable[[Bundle], dict[str, Any]],
 ) -> Bundle:
-    """The new bundle, in a folder beside its place until it is whole."""
+    """The new bundle, in a folder beside its place until it is whole and proven."""
     values = {TEMPERATURES: found.temperatures, LOG_PRIOR: found.log_prior}
     digests, manifest = dict(opened.manifest["step_digests"]), opened.manifest
     base = manifest.get("calibration", {}).get("base_digest", digests["fusion"])
@@ -205,15 +220,27 @@ def _write(
     try:
         shutil.copytree(opened.root, folder, ignore=stale)
         (folder / "fusion" / "1" / "model.onnx").write_bytes(model)
-        written = write_manifest(
-            folder, opened.contract, digests, {**kept, "voters": voters, **details}
-        )
+        told = {**kept, "voters": voters, **details}
+        written = write_manifest(folder, opened.contract, digests, told)
+        told["validation"] = _validation(kept.get("validation", {}), proven(written))
+        written = write_manifest(folder, opened.contract, digests, told)
         for config in folder.glob("*/config.pbtxt"):
             config.write_text(_restated(config.read_text("utf-8"), opened, written), "utf-8")
         folder.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Bundle(target, written.contract, written.manifest)
+
+
+def _validation(former: Mapping[str, Any], proof: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the new graph; the gate and the scores were those of the first one."""
+    verdict = ("releasable", "unreleasable_because")
+    first = {key: value for key, value in former.items() if key not in verdict}
+    return {
+        **{key: former[key] for key in verdict if key in former},
+        "before_calibration": former.get("before_calibration", first),
+        "calibrated": proof,
+    }
 
 
 def _restated(config: str, old: Bundle, new: Bundle) -> str:

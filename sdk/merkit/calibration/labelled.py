@@ -16,6 +16,7 @@ from merkit.client import Client
 from merkit.contract import Contract
 from merkit.entry import Clip
 from merkit.errors import InputError, InvalidInputError, MerkitError
+from merkit.results import Prediction
 
 PATHS, LABELS, TEXTS = (
     ("path", "clip", "name"),
@@ -34,6 +35,7 @@ class Labelled:
 
     scores: NDArray[np.float64]  # branch_scores [n, voters, classes], zeros where one abstained
     labels: NDArray[np.int64]  # [n]
+    places: NDArray[np.int64]  # [n], which of the clips asked about each is
     failed: tuple[tuple[str, MerkitError], ...]  # name and error of each clip without an answer
 
     @property
@@ -102,13 +104,19 @@ def ask(client: Client, clips: Sequence[Clip], labels: NDArray[np.int64]) -> Lab
                 continue
             if isinstance(answer, MerkitError):
                 raise answer
-            rows = [answer.votes[voter.name] for voter in contract.voters]
-            nothing = dict.fromkeys(contract.labels, 0.0)
-            scores.append([list((vote.scores if vote else nothing).values()) for vote in rows])
+            scores.append(branch_scores(answer, contract))
             kept.append(i)
     found = labels[kept]
     _enough(found, "what could be read", contract)
-    return Labelled(np.array(scores, np.float64), found, tuple(failed))
+    places = np.array(kept, np.int64)
+    return Labelled(np.array(scores, np.float64), found, places, tuple(failed))
+
+
+def branch_scores(answer: Prediction, contract: Contract) -> list[list[float]]:
+    """[voters, classes], zeros where a branch abstained."""
+    votes = (answer.votes[voter.name] for voter in contract.voters)
+    nothing = dict.fromkeys(contract.labels, 0.0)
+    return [list((vote.scores if vote else nothing).values()) for vote in votes]
 
 
 def _enough(labels: NDArray[np.int64], where: str, contract: Contract) -> None:
