@@ -38,6 +38,8 @@ from merkit_bench.traffic import Ask, Request, Tally, closed_loop, mixed_request
 SAMPLE = Path("docs/media/sample.mp4")
 SHARES = (0.3, 0.6, 0.9)
 """Of the best closed-loop throughput, at which requests come at random times."""
+FIRST = 1.5
+"""Of the steady p95: what a warmed-up server's first request may take."""
 SETTLE = 0.5  # seconds until the server has counted its last step
 DEADLINE = 60.0  # of calls, but for those under a kill
 KILL_DEADLINE = 5.0
@@ -194,8 +196,12 @@ def _least(ledger: Ledger, outcome: Mapping[str, np.ndarray]) -> float:
     return ledger.least(ballots, present) if voted.any() else 0.0
 
 
-def cold(bundle: Bundle, options: ServeOptions, requests: Sequence[Request], calls: int) -> str:
-    """The first request to a fresh server against those that follow, with warm-up and without."""
+def cold(
+    bundle: Bundle, options: ServeOptions, requests: Sequence[Request], args: argparse.Namespace
+) -> tuple[str, bool]:
+    """The first request to a fresh server against those that follow, with warm-up and without;
+    and whether with it the first was within FIRST of the others' p95, and none failed."""
+    held = True
     lines = [
         "\n## Cold start\n",
         "| warm-up | ready after | first request | steady p50 | steady p95 | first / p95 |",
@@ -207,15 +213,17 @@ def cold(bundle: Bundle, options: ServeOptions, requests: Sequence[Request], cal
         with Server(bundle, chosen) as server:
             ready = time.perf_counter() - start
             backend = TritonBackend(server.grpc, DEADLINE)
-            ask = Bench(bundle, server, requests[:1], calls).tensors(backend)
-            first, steady = closed_loop(ask, 1, 1), closed_loop(ask, 1, calls)
+            ask = Bench(bundle, server, requests[:1], args.calls).tensors(backend)
+            first, steady = closed_loop(ask, 1, 1), closed_loop(ask, 1, args.calls)
             backend.close()
+        ratio = first.quantile(1) / steady.quantile(0.95)
+        held = held and not first.errors and not steady.errors
+        held = held and (not warm_up or ratio <= FIRST)
         lines.append(
             f"| {'yes' if warm_up else 'no'} | {ready:.1f} s | {first.quantile(1):.0f} "
-            f"| {steady.quantile(0.5):.0f} | {steady.quantile(0.95):.0f} "
-            f"| {first.quantile(1) / steady.quantile(0.95):.2f} |"
+            f"| {steady.quantile(0.5):.0f} | {steady.quantile(0.95):.0f} | {ratio:.2f} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines), held
 
 
 def page(args: argparse.Namespace) -> tuple[str, bool]:
@@ -229,9 +237,8 @@ def page(args: argparse.Namespace) -> tuple[str, bool]:
     if not args.only or "load" in args.only:
         told, held = _loads(bundle, options, requests, args)
         lines += told
-    if not args.only or "cold" in args.only:
-        lines.append(cold(bundle, options, requests, args.calls))
-    for wanted, measure in ((args.chaos, _chaos), (args.soak, _soak)):
+    start = not args.only or "cold" in args.only
+    for wanted, measure in ((start, cold), (args.chaos, _chaos), (args.soak, _soak)):
         if wanted:
             text, good = measure(bundle, options, requests, args)
             lines.append(text)
@@ -302,8 +309,9 @@ def _words() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a Markdown page; exit status 1 when a call under load failed, one under a kill hung or
-    failed untyped, a client did not recover, or memory grew."""
+    """Prints a Markdown page; exit status 1 when a call under load failed, the first to a warmed-up
+    server was slow, one under a kill hung or failed untyped, a client did not recover, or memory
+    grew."""
     parser = argparse.ArgumentParser(prog="merkit_bench.load", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=Path("triton_repo/models"))
     parser.add_argument("--deploy", type=Path, help="a host.toml")

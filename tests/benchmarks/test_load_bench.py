@@ -17,7 +17,7 @@ from merkit.errors import DeadlineExceededError, InvalidInputError
 from merkit.serving import ServeOptions
 from merkit.serving.tritonserver import Installation
 from merkit_bench.endurance import Chaos, Soak, kill_under_load, memory
-from merkit_bench.load import Bench, main, opened
+from merkit_bench.load import Bench, cold, main, opened
 from merkit_bench.traffic import PATTERNS, Tally, closed_loop, mixed_requests, open_loop
 
 SAMPLE = REPOSITORY / "docs" / "media" / "sample.mp4"
@@ -108,6 +108,36 @@ def test_errors_under_load_decide_the_exit_status(
     lines = opened(bench, SimpleNamespace(), best=1000.0)  # type: ignore[arg-type]
     assert "2 DeadlineExceededError" in lines[-1]
     assert bench.errors == {"DeadlineExceededError": 6}
+
+
+@pytest.mark.parametrize(("slow", "fine"), [(False, True), (True, False)])
+def test_a_slow_first_request_decides_the_exit_status(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, slow: bool, fine: bool
+) -> None:
+    """Without warm-up the first may be slow; with it only as slow as the others."""
+
+    class Started:
+        grpc = ""
+
+        def __init__(self, _: Bundle, options: ServeOptions) -> None:
+            self.waits = [0.5] if slow or not options.deployment.warm_up else []
+
+        def __enter__(self) -> Started:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def tensors(bench: Bench, _: object) -> object:
+        waits = bench.server.waits  # type: ignore[attr-defined]
+        return lambda _: time.sleep(waits.pop() if waits else 0.1)
+
+    monkeypatch.setattr("merkit_bench.load.Server", Started)
+    monkeypatch.setattr("merkit_bench.load.TritonBackend", lambda *_: SimpleNamespace(close=print))
+    monkeypatch.setattr(Bench, "tensors", tensors)
+    arguments = SimpleNamespace(calls=3)
+    text, held = cold(toy_bundle, ServeOptions(), [], arguments)  # type: ignore[arg-type]
+    assert held == fine and text.count("\n| ") == 4
 
 
 def test_memory_of_a_group_that_is_gone() -> None:

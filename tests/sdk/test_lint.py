@@ -33,7 +33,7 @@ from merkit.cli import main
 from merkit.errors import InvalidInputError, MissingExtraError
 from merkit.lint import RULES, Finding, Options, lint, refuse_errors, server_version
 from merkit.lint import server_arguments as arguments
-from merkit.plans import Sidecar
+from merkit.plans import Sidecar, source_sha256
 from merkit.serving.deployment import Deployment, QueuePolicy, StepDeployment
 from merkit.serving.render import render
 
@@ -314,6 +314,19 @@ def test_plans_without_weights_or_of_another_graph_are_found(tmp_path: Path) -> 
     assert rules(lint(tmp_path).findings) == {"plan-stripped", "plan-stale"}
     (folder / "1" / "model.json").unlink()
     assert [f.rule for f in lint(tmp_path).findings] == ["plan-no-sidecar"]
+
+
+def test_weights_that_changed_beside_their_graph_are_found(tmp_path: Path) -> None:
+    folder = write_plan(tmp_path)
+    weights = folder / "1" / "model.onnx.data"
+    weights.write_bytes(b"first")
+    sidecar = folder / "1" / "model.json"
+    weights.with_suffix("").write_bytes(b"graph")
+    source = source_sha256(weights.with_suffix(""))
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "onnx_sha256": source}))
+    assert lint(tmp_path, Options(gpus=1)).clean
+    weights.write_bytes(b"other")
+    assert rules(lint(tmp_path, Options(gpus=1)).findings) == {"plan-stale"}
 
 
 # --- the host -------------------------------------------------------------------------------

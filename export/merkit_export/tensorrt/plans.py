@@ -22,7 +22,7 @@ from merkit.bundle import Bundle, sha256_file
 from merkit.contract import canonical
 from merkit.cuda import Cuda
 from merkit.errors import BundleCorruptError, InvalidInputError
-from merkit.plans import Host, Profile, Sidecar, plan_path, read_sidecar
+from merkit.plans import Host, Profile, Sidecar, plan_path, read_sidecar, source_sha256
 from merkit.trt import host_of, import_tensorrt
 from merkit_export.tensorrt.builder import build_plan
 from merkit_export.tensorrt.options import BuildOptions
@@ -117,7 +117,7 @@ def _one(
         made = Sidecar(
             step=step,
             step_digest=digest,
-            onnx_sha256=sha256_file(onnx),
+            onnx_sha256=source_sha256(onnx),
             tensorrt=store.host.tensorrt,
             compute_capability=store.host.compute_capability,
             platform=store.host.platform,
@@ -133,7 +133,7 @@ def _one(
         store.put(key, plan, made, timings)
         sidecar = made
     else:
-        sidecar = replace(kept, step=step, onnx_sha256=sha256_file(onnx))
+        sidecar = replace(kept, step=step, onnx_sha256=source_sha256(onnx))
     path = plan_path(root, step, sidecar.compute_capability)
     _install(store.plan(key), path, sidecar, root)
     took = "from the cache" if kept else f"{sidecar.seconds:.0f} s"

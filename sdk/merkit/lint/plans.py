@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from merkit.bundle import sha256_file
 from merkit.errors import BundleCorruptError
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
 from merkit.lint.repository import Model, Repository, enum_name
-from merkit.plans import STRIP_PLAN, Profile, Sidecar, read_sidecar
+from merkit.plans import STRIP_PLAN, Profile, Sidecar, read_sidecar, source_sha256
 
 COUNTED = {
     "BATCH_ELEMENT_COUNT": 0,
@@ -52,7 +51,7 @@ STRIPPED = rule(
 STALE = rule(
     "plan-stale",
     "warning",
-    "a plan that was built from another model.onnx than the one beside it",
+    "a plan that was built from another model.onnx or model.onnx.data than lies beside it",
     "the plan's sidecar holds the sha256 of its source",
 )
 NO_SIDECAR = rule(
@@ -84,8 +83,8 @@ def _plan(model: Model, path: Path) -> Iterator[Finding]:
         yield NO_SIDECAR.at(model.name, place, found, action)
         return
     source = path.parent / "model.onnx"
-    if source.is_file() and sha256_file(source) != sidecar.onnx_sha256:
-        found = "model.onnx has changed since"
+    if source.is_file() and source_sha256(source) != sidecar.onnx_sha256:
+        found = "its model, or the weights beside that, have changed since"
         yield STALE.at(model.name, place, found, "run merkit-export tensorrt again")
     if STRIP_PLAN in sidecar.flags:
         yield STRIPPED.at(model.name, place, "it holds no weights", "build it without --strip-plan")
