@@ -159,6 +159,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def source_sha256(model: Path) -> str:
+    """Of an ONNX file, and of the weights beside it where it has any: they may change alone."""
+    beside = model.with_name(model.name + ".data")
+    if not beside.is_file():
+        return sha256_file(model)
+    return hashlib.sha256(f"{sha256_file(model)} {sha256_file(beside)}".encode()).hexdigest()
+
+
 def onnx_steps(contract: Contract) -> tuple[StepSpec, ...]:
     """The steps that are ONNX graphs."""
     return tuple(step for step in contract.steps if step.kind == "onnx")

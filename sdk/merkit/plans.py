@@ -13,7 +13,6 @@ differ per host and are never hashed (design 2).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from merkit.bundle import sha256_file
 from merkit.errors import BundleCorruptError, InvalidInputError
 
 Hardware = Literal["none", "same_compute_capability", "ampere_plus"]
@@ -63,7 +61,7 @@ class Sidecar:
     step_digest: str
     """Of the graph and weights, as the manifest has it: another export, another plan."""
     onnx_sha256: str
-    """`source_sha256` of the model it was built from."""
+    """`bundle.source_sha256` of the model it was built from."""
     tensorrt: str
     compute_capability: str
     platform: str
@@ -116,14 +114,6 @@ class Sidecar:
             f"its plan was built for compute capability {self.compute_capability}, and this GPU "
             f"has {host.compute_capability}"
         )
-
-
-def source_sha256(model: Path) -> str:
-    """Of an ONNX file, and of the weights beside it where it has any: they may change alone."""
-    beside = model.with_name(model.name + ".data")
-    if not beside.is_file():
-        return sha256_file(model)
-    return hashlib.sha256(f"{sha256_file(model)} {sha256_file(beside)}".encode()).hexdigest()
 
 
 def plan_path(root: Path, step: str, compute_capability: str) -> Path:

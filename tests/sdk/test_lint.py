@@ -28,12 +28,12 @@ from lint_cases import (
 from toy import write_toy_bundle
 from tritonclient.grpc import model_config_pb2
 
-from merkit.bundle import Bundle
+from merkit.bundle import Bundle, source_sha256
 from merkit.cli import main
 from merkit.errors import InvalidInputError, MissingExtraError
 from merkit.lint import RULES, Finding, Options, lint, refuse_errors, server_version
 from merkit.lint import server_arguments as arguments
-from merkit.plans import Sidecar, source_sha256
+from merkit.plans import Sidecar
 from merkit.serving.deployment import Deployment, QueuePolicy, StepDeployment
 from merkit.serving.render import render
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from merkit import __version__
-from merkit.bundle import Bundle, sha256_file
+from merkit.bundle import Bundle, sha256_file, source_sha256
 from merkit.contract import canonical
 from merkit.cuda import Cuda
 from merkit.errors import BundleCorruptError, InvalidInputError
-from merkit.plans import Host, Profile, Sidecar, plan_path, read_sidecar, source_sha256
+from merkit.plans import Host, Profile, Sidecar, plan_path, read_sidecar
 from merkit.trt import host_of, import_tensorrt
 from merkit_export.tensorrt.builder import build_plan
 from merkit_export.tensorrt.options import BuildOptions

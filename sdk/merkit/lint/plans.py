@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from merkit.bundle import source_sha256
 from merkit.errors import BundleCorruptError
 from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
 from merkit.lint.repository import Model, Repository, enum_name
-from merkit.plans import STRIP_PLAN, Profile, Sidecar, read_sidecar, source_sha256
+from merkit.plans import STRIP_PLAN, Profile, Sidecar, read_sidecar
 
 COUNTED = {
     "BATCH_ELEMENT_COUNT": 0,
