@@ -18,18 +18,18 @@ from typing import Any
 
 import onnx
 
-from merkit.backends.embedded import EmbeddedBackend
 from merkit.bundle import MANIFEST, Bundle, onnx_steps, sha256_file, write_manifest
 from merkit.errors import InvalidInputError, MerkitError
 from merkit.serving.render import render
 from merkit_export import graphs, samples, shards
 from merkit_export.costs import operations
 from merkit_export.origin import Origin, provenance, read_origin
-from merkit_export.parity import THREADS, OutcomeParity, StepParity, compare_steps
+from merkit_export.parity import OutcomeParity, StepParity, compare_steps
 from merkit_export.precision import table
 from merkit_export.precision.choose import Plan, check_corpus, choose, entries
 from merkit_export.publish import beside, publish, recover
 from merkit_export.tolerance import tolerance_of
+from merkit_export.turns import in_turn
 from merkit_export.walk import torch_steps, walk
 from merkit_training.runs import read_json
 from merkit_training.speech.hearing.parts import copy_resources
@@ -221,11 +221,8 @@ def prove(
     tolerances = {
         s.name: tolerance_of(bundle.manifest, s.name) for s in onnx_steps(origin.contract)
     }
-    backend = EmbeddedBackend(bundle, providers=["cpu"], threads=THREADS)
-    try:
-        steps, outcome = compare_steps(backend, origin.modules, tolerances, clips_follow)
-    finally:
-        backend.close()
+    with in_turn(bundle, origin.modules) as (backend, modules):
+        steps, outcome = compare_steps(backend, modules, tolerances, clips_follow)
     failed = [*(p for step in steps for p in step.problems), *outcome.problems]
     if failed:
         names = ", ".join(step.step for step in steps if not step.passed) or "the whole pipeline"

@@ -31,7 +31,7 @@ from merkit_training.voting import Voting
 TOKENIZER = Path("tokenizer") / "tokenizer.json"
 PACKAGES = ("merkit", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 KEPT_BYTES = 4_000_000_000
-"""Of modules in float32 that are held at the same time."""
+"""Of modules in float32, or of a bundle's content, that is held at the same time."""
 FLOAT_GROWTH = 2
 """Weights are saved in half precision and loaded as float32."""
 CARD_FACTS = ("scores", "parameters", "seed", "feature")
@@ -95,7 +95,7 @@ class Modules(Mapping[str, nn.Module]):
     """A run's modules by step, each loaded when asked for.
 
     The paper's encoders take 120 GB together in float32. So all are kept only where they fit in
-    `KEPT_BYTES`; else one at a time, and the next takes its place.
+    `KEPT_BYTES`; else none: who asks holds the one, and lets it go before asking for the next.
 
     Attributes:
         fit: whether all are kept.
@@ -113,9 +113,9 @@ class Modules(Mapping[str, nn.Module]):
             raise KeyError(name)
         if name == "voting":
             return self._voting
+        if not self.fit:
+            return load_step(self._run, name)
         if name not in self._kept:
-            if not self.fit:
-                self._kept.clear()
             self._kept[name] = load_step(self._run, name)
         return self._kept[name]
 

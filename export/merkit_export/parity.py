@@ -5,7 +5,8 @@ a padded row, or where a modality is missing. Each step is therefore compared ov
 `samples` on the very inputs that torch made, and the graphs alone are asked whether a clip's
 numbers depend on its neighbours, on padding, or on what an absent modality left behind.
 
-Steps are the outer loop, so that of the torch modules only one need be in memory.
+Steps are the outer loop, and torch is done with a step before its graph is asked: of all modules
+and graphs only one need be in memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from merkit.backends.embedded import EmbeddedBackend
+from merkit.backends.walk import Walk
 from merkit.contract import MODALITIES, Contract, StepSpec
 from merkit.pipeline import DECODED_IN, GROUP_MODALITIES, GROUPS, OUTCOME, cut
 from merkit_export import samples
@@ -96,10 +98,11 @@ def compare_steps(
     tolerances = tolerances or {}
     lossy = any(tolerance.lossy for tolerance in tolerances.values())
     reports = _reports(contract, tolerances, held=not (lossy and clips_follow))
-    values = _measure(backend, modules, cases, reports, batch)
+    answers: list[Values] = [dict(case) for case in cases]
+    values = _measure(backend, modules, cases, reports, batch, answers)
     outcome = OutcomeParity(contract.labels, advisory=lossy)
-    for number, (case, want) in enumerate(zip(cases, values, strict=True)):
-        _compare_outcomes(outcome, number, contract, want, backend.infer(case))
+    for number, (want, got) in enumerate(zip(values, answers, strict=True)):
+        _compare_outcomes(outcome, number, contract, want, got)
     return list(reports.values()), outcome
 
 
@@ -126,27 +129,35 @@ def _measure(
     cases: Sequence[Mapping[str, NDArray[Any]]],
     reports: Mapping[str, StepParity],
     batch: tuple[Sequence[int], int] | None = None,
+    answers: Sequence[Values] = (),
 ) -> list[Values]:
     """Every tensor of every case as torch has it; what ONNX makes of them goes to the reports.
 
-    `batch` names cases of one clip each, and the case that holds them all.
+    `batch` names cases of one clip each, and the case that holds them all. To `answers` are added
+    the tensors that the bundle makes by itself, where it skips what it skips for a user.
     """
     contract, onnx = backend.contract, bundle_steps(backend)
     walked = [dict(case) for case in cases]
     for spec in cut(contract.steps, DECODED_IN, OUTCOME):
-        report = reports.get(spec.name)
-        reference = onnx[spec.name] if report is None else torch_step(spec, modules[spec.name])
-        made: list[Values] = []
-        for values in walked:
-            want = reference(values)
-            if report is not None:
-                made.append(onnx[spec.name](values))
-                compare_outputs(report, spec, want, made[-1])
-                _probe_absent(report, spec, values, made[-1], onnx[spec.name])
+        step, report = onnx[spec.name], reports.get(spec.name)
+        wanted = _each(step if report is None else torch_step(spec, modules[spec.name]), walked)
+        if report is not None:
+            made = _each(step, walked)
+            for values, want, got in zip(walked, wanted, made, strict=True):
+                compare_outputs(report, spec, want, got)
+                _probe_absent(report, spec, values, got, step)
+            if batch is not None:
+                _compare_rows(report, spec, [made[i] for i in batch[0]], made[batch[1]])
+        for values, want in zip(walked, wanted, strict=True):
             values |= want
-        if report is not None and batch is not None:
-            _compare_rows(report, spec, [made[i] for i in batch[0]], made[batch[1]])
+        for values in answers:
+            Walk(backend, [spec], values, {}).run()
     return walked
+
+
+def _each(step: Step, cases: Sequence[Values]) -> list[Values]:
+    """A step on every case. No name holds it, so that a module is gone when its step is done."""
+    return [step(values) for values in cases]
 
 
 def _compare_outcomes(

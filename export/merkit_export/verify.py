@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from merkit.backends.embedded import EmbeddedBackend
 from merkit.bundle import Bundle, onnx_steps, open_bundle, write_manifest
 from merkit.errors import ContractMismatchError, InvalidInputError
 from merkit_export.clips import clips_of, compare_clips, decoded_clips
 from merkit_export.origin import Origin, checkpoint_hashes, read_origin
-from merkit_export.parity import THREADS, compare_clips_steps, compare_steps
+from merkit_export.parity import compare_clips_steps, compare_steps
 from merkit_export.report import Report
 from merkit_export.tolerance import Budget, tolerance_of
+from merkit_export.turns import in_turn
 
 WRITTEN = ("schema", "contract_id", "bundle_id", "step_digests", "content", "contract")
 """Of a manifest, what `write_manifest` writes itself."""
@@ -52,15 +52,12 @@ def verify(
         s.name: tolerance_of(bundle.manifest, s.name) for s in onnx_steps(bundle.contract)
     }
     allowed = budget if any(t.lossy for t in tolerances.values()) else None
-    backend = EmbeddedBackend(bundle, providers=["cpu"], threads=THREADS)
-    try:
-        steps, made_up = compare_steps(backend, origin.modules, tolerances, bool(sets))
-        decoded = [tensors for found in sets.values() for tensors in decoded_clips(bundle, found)]
-        on_clips = compare_clips_steps(backend, origin.modules, decoded, tolerances)
-    finally:
-        backend.close()
+    decoded = [tensors for found in sets.values() for tensors in decoded_clips(bundle, found)]
+    with in_turn(bundle, origin.modules) as (backend, modules):
+        steps, made_up = compare_steps(backend, modules, tolerances, bool(sets))
+        on_clips = compare_clips_steps(backend, modules, decoded, tolerances) if decoded else []
     outcomes = {name: compare_clips(bundle, run, found, allowed) for name, found in sets.items()}
-    return Report(bundle, steps, made_up, outcomes, on_clips if decoded else [], allowed)
+    return Report(bundle, steps, made_up, outcomes, on_clips, allowed)
 
 
 def record(report: Report) -> Bundle:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from merkit.backends.base import Tensors, check_tensors
 from merkit.backends.entries import complete, wanted
 from merkit.backends.lazy import pull_votes, step_costs
-from merkit.backends.providers import open_steps
+from merkit.backends.providers import StepRunner, open_steps
 from merkit.backends.walk import Walk
 from merkit.bundle import RESTORE, Bundle
 from merkit.contract import StepSpec
@@ -42,6 +42,7 @@ class EmbeddedBackend:
         threads: budget of threads for the mathematics; default: the cores this process may use.
         lazy: ask only the voters that can still change the outcome, and run only the encoders
             that these read. The label is the same; see `backends.lazy`.
+        runners: what runs each ONNX step, in place of sessions opened here; closed with this.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -56,6 +57,7 @@ class EmbeddedBackend:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         lazy: bool = False,
+        runners: Mapping[str, StepRunner] | None = None,
     ) -> None:
         if isinstance(providers, str):
             raise InvalidInputError(
@@ -66,7 +68,9 @@ class EmbeddedBackend:
             raise InvalidInputError(f"threads is {threads}", "at least 1", "give a thread budget")
         _check_outcome(bundle)
         self.contract = bundle.contract
-        self._sessions, fell_back = open_steps(bundle, providers, budget)
+        self._sessions, fell_back = (
+            open_steps(bundle, providers, budget) if runners is None else (dict(runners), "")
+        )
         self._resources = bundle.resources
         self._costs = step_costs(bundle) if lazy else None
         self._python_steps: dict[str, Any] = {}
