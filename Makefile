@@ -37,7 +37,7 @@ demo: .venv/.demo  ## predict the sample clip with the checked-in bundle; no tor
 
 test: .venv/.dev .venv-triton/.ready  ## the whole suite, the real Triton server included
 	$(if $(filter Linux,$(PLATFORM)),$(if $(filter x86_64,$(PLATFORM)),MERKIT_TESTS_NEED_TRITON=1)) \
-	  $(BIN)/python -m pytest $(TESTS)
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 check: .venv/.dev  ## lint, types, layers, wheel contents
 	$(BIN)/ruff check $(PACKAGES) tests
