@@ -170,13 +170,14 @@ def test_more_than_a_clip_may_hold_and_what_is_no_number_is_refused_before_it_ru
 ) -> None:
     p = toy_bundle.contract.preprocessing
     most = round(p.max_audio_seconds * p.sample_rate)
+    padded = most + round(p.min_audio_seconds * p.sample_rate)
     step = model(toy_bundle, "audio_encoder")
-    fine, long = (sound(1600, width=width) for width in (most, most + 1))
+    fine, long = (sound(1600, width=width) for width in (padded, padded + 1))
     answers = step.execute([Request(one, ["audio_features"]) for one in (fine, long)])
     assert answers[0].error is None
     error = MerkitError.from_wire(answers[1].error.message)
     assert isinstance(error, InvalidInputError)
-    assert f"at most {most}" in str(error)
+    assert f"at most {padded}" in str(error)
 
     step, entry = model(toy_bundle, "preprocess"), decoded_entry((True, True, True))
     given = {name: entry[name] for name in step.step.inputs if name in entry}

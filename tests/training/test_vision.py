@@ -180,7 +180,9 @@ def test_the_preprocess_step_follows_the_runs_recipe(tmp_path: Path) -> None:
 
 
 def test_there_is_a_loader_for_every_onnx_step() -> None:
-    from merkit.pipeline import GROUPS, standard_contract
+    from merkit.contract import Hearing
+    from merkit.pipeline import GROUPS, Chain, standard_contract
 
-    contract = standard_contract("ab", dict.fromkeys(GROUPS, 4))
+    chain = Chain(Hearing(), 4, separated=True, marks=2)
+    contract = standard_contract("ab", dict.fromkeys(GROUPS, 4), chain=chain)
     assert set(LOADERS) == {step.name for step in contract.steps if step.kind == "onnx"}

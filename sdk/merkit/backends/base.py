@@ -122,7 +122,8 @@ def check_sizes(contract: Contract, tensors: Tensors) -> None:
     """
     p = contract.preprocessing
     sound = math.ceil(p.max_audio_seconds * p.sample_rate)
-    limits = {"samples": sound, "audio_samples": sound, "tokens": p.max_text_tokens}
+    padded = sound + math.ceil(p.min_audio_seconds * p.sample_rate)  # as `preprocess` may
+    limits = {"samples": sound, "audio_samples": padded, "tokens": p.max_text_tokens}
     for name, value in tensors.items():
         for size, want in zip(value.shape, contract.tensors[name].shape, strict=False):
             if isinstance(want, str) and size > limits.get(want, size):
