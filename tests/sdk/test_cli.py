@@ -255,7 +255,8 @@ def test_ctrl_c_is_no_traceback(toy_bundle: Bundle) -> None:
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert err == "interrupted\n"
+    lines = [line for line in err.splitlines() if "epoll_ctl" not in line]  # gRPC's, of our fork
+    assert lines == ["interrupted"]
     assert process.returncode == 130
 
 

@@ -239,10 +239,10 @@ def test_close_ends_the_thread_and_may_be_repeated(fake: tuple[FakeTriton, str])
 
 
 def test_a_failed_connect_leaves_no_thread() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # among them what other tests left for their end
     with pytest.raises(ServerUnavailableError), running() as url:
         TritonBackend(url)
-    assert sum(t.name == "merkit-triton" for t in threading.enumerate()) == 0, before
+    assert not [t for t in set(threading.enumerate()) - before if t.name == "merkit-triton"]
 
 
 def test_closing_under_a_call_ends_it(fake: tuple[FakeTriton, str]) -> None:

@@ -7,6 +7,7 @@ A single process, which is the rule, pays for none of this: torch is not even im
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 from merkit.errors import MerkitError
@@ -47,7 +49,23 @@ def join() -> None:
         from accelerate import PartialState
 
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+        part_at_exit()
         state.wait_for_everyone()
+
+
+def part_at_exit() -> None:
+    """Has this process leave the group in order when it ends: where the group's threads still ran
+    then, now and then a finished run died of it (`terminate called without an active exception`)."""
+    atexit.unregister(_part)
+    atexit.register(_part)
+
+
+def _part() -> None:
+    import torch.distributed as group
+
+    with suppress(RuntimeError):  # the others may be gone by now
+        if group.is_available() and group.is_initialized():
+            group.destroy_process_group()
 
 
 def end_with_starter() -> None:
