@@ -54,8 +54,9 @@ def join() -> None:
 
 
 def part_at_exit() -> None:
-    """Has this process leave the group in order when it ends: where the group's threads still ran
-    then, now and then a finished run died of it (`terminate called without an active exception`)."""
+    """Has this process leave the group in order when it ends. Where the group's threads still ran
+    then, a finished run now and then died of it (`terminate called without an active exception`).
+    """
     atexit.unregister(_part)
     atexit.register(_part)
 
