@@ -58,7 +58,9 @@ bundle: .venv/.dev  ## corpus, training, export, proof: rewrites $(BUNDLE)
 	mv out/modality-table.md docs/modality-table.md
 
 studies: .venv/.dev  ## the seed's tables over seeds: hours; resumes; rewrites docs/studies
-	for study in emotion-vit internvit audio-text joint-tuning text-tuning tuned-features; do \
+	$(BIN)/merkit-train hear training/studies/hearing.toml --corpus $(CORPUS) --out runs/studies \
+	  --model $(RUN) --page docs/studies/hearing.md
+	for study in emotion-vit internvit audio-text denoised joint-tuning text-tuning tuned-features; do \
 	  $(BIN)/merkit-train study training/studies/$$study.toml --corpus $(CORPUS) --out runs/studies \
 	    --page docs/studies/$$study.md || exit 1; done
 

@@ -135,6 +135,19 @@ def test_cells_share_pre_training_and_train_the_rest(
         running._train_cell(other)
 
 
+def test_what_encoders_hear_is_part_of_what_figures_follow_from(tmp_path: Path) -> None:
+    def marks(hearing: str) -> list[str]:
+        text = SMALL.replace('optimizer = "sgd" }', f'optimizer = "sgd" }}\nhearing = {hearing}')
+        study = written(tmp_path, text)
+        return [cell.mark for cell in cells_of(study, tmp_path, tmp_path / "out", [0])]
+
+    plain = marks("{}")
+    assert marks('{ joint_hears = "original", beam = 2 }') == plain  # nobody hears what is cleaned
+    cleaned = marks('{ joint_hears = "cleaned" }')
+    assert cleaned[0] == plain[0] and cleaned[1] != plain[1]
+    assert marks('{ joint_hears = "cleaned", threshold = 0.2 }')[1] != cleaned[1]
+
+
 def test_features_are_those_of_the_run_s_own_extraction(tmp_path: Path) -> None:
     run, rng = write_random_run(tmp_path / "run"), np.random.default_rng(0)
     texts = ("Leave me alone!", "", "好的。")

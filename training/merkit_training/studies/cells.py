@@ -60,8 +60,9 @@ class Cell:
     def mark(self) -> str:
         """A hash of all that its figures follow from: its stages' tables, corpus, heads."""
         study, tables = self.study, self.recipe.to_json()
+        heard = ("hearing",) if self.recipe.hearing.cleans else ()
         told = (
-            {name: tables.get(name) for name in ("run", "preprocessing", *study.stages)},
+            {name: tables.get(name) for name in ("run", "preprocessing", *heard, *study.stages)},
             corpus_mark(self.corpus),
             study.heads(),
             study.epochs,
