@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merkit.errors import BundleCorruptError, BundleNotFoundError
@@ -85,6 +87,46 @@ def test_distance_is_a_metric(first: str, second: str, third: str) -> None:
     assert (there == 0) == (first == second)
     assert abs(len(first) - len(second)) <= there <= max(len(first), len(second))
     assert edit_distance(first, third) <= there + edit_distance(second, third)
+
+
+def by_table(first: Sequence[object], second: Sequence[object]) -> int:
+    """The recurrence as textbooks have it."""
+    above = list(range(len(second) + 1))
+    for i, left in enumerate(first, 1):
+        row = [i]
+        for j, right in enumerate(second, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (left != right)))
+        above = row
+    return above[-1]
+
+
+LONG = st.lists(st.integers(0, 3), max_size=70)
+"""Longer than a machine word has bits."""
+
+
+@settings(max_examples=40)
+@given(LONG, LONG)
+def test_distance_is_that_of_the_table(first: list[int], second: list[int]) -> None:
+    assert edit_distance(first, second) == by_table(first, second)
+
+
+@settings(max_examples=40)
+@given(LONG, st.lists(st.tuples(st.integers(0, 69), st.sampled_from("sid")), max_size=6))
+def test_distance_of_a_few_edits(first: list[int], edits: list[tuple[int, str]]) -> None:
+    """Nearly equal sequences, whose bits carry over the whole column."""
+    second = list(first)
+    for place, kind in edits:
+        second[place : place + (kind != "i")] = [] if kind == "d" else [9]
+    assert edit_distance(first, second) == by_table(first, second) <= len(edits)
+
+
+def test_an_hours_transcripts_are_compared_in_seconds() -> None:
+    """20,000 characters each; the table took minutes."""
+    said = "".join(chr(97 + i * i % 26) for i in range(20_000))
+    heard = "".join(letter for i, letter in enumerate(said) if i % 7)
+    started = time.process_time()
+    assert edit_distance(said, heard) == len(said) - len(heard)
+    assert time.process_time() - started < 20
 
 
 def test_rates_pool_all_characters() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'"})
 _BARE_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")
@@ -28,17 +28,29 @@ def normalised(text: str) -> str:
     return _BESIDE_WIDE.sub("", " ".join(plain.split()))
 
 
-def edit_distance(first: Sequence[object], second: Sequence[object]) -> int:
-    """The least number of insertions, deletions and substitutions from one to the other."""
-    if len(first) < len(second):
-        first, second = second, first
-    above = list(range(len(second) + 1))
-    for i, left in enumerate(first, 1):
-        row = [i]
-        for j, right in enumerate(second, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (left != right)))
-        above = row
-    return above[-1]
+def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
+    """The least number of insertions, deletions and substitutions from one to the other.
+
+    Myers' bit-parallel algorithm in Hyyrö's formulation for the distance of whole sequences (2003):
+    a column of the table at once, as the bits that say where it rises and where it falls. An hour's
+    transcript (20,000 characters) takes a second or two, where the table itself takes minutes.
+    """
+    down, across = (first, second) if len(first) >= len(second) else (second, first)
+    if not across:
+        return len(down)
+    places: dict[Hashable, int] = {}
+    for place, item in enumerate(down):
+        places[item] = places.get(item, 0) | 1 << place
+    column, last = (1 << len(down)) - 1, 1 << (len(down) - 1)
+    rises, falls, distance = column, 0, len(down)
+    for item in across:
+        equal = places.get(item, 0)
+        level = (((equal & rises) + rises) ^ rises) | equal | falls  # along the diagonal
+        more, less = falls | (column & ~(level | rises)), level & rises  # than in the column before
+        distance += bool(more & last) - bool(less & last)
+        more, less = more << 1 | 1, less << 1  # the row above the table rises with each column
+        rises, falls = (less | ~(level | more)) & column, level & more & column
+    return distance
 
 
 def character_error_rate(pairs: Iterable[tuple[str, str]]) -> float:
