@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from merkit.errors import InvalidInputError
-from merkit_training.runs import write_json
+from merkit_training.runs import read_json, write_json
 from merkit_training.speech.hearing.cells import Hearing, run_hearing, slug
 from merkit_training.speech.hearing.chain import chosen, pass_through
 from merkit_training.speech.hearing.conditions import Condition, conditions_of, under
@@ -147,11 +147,14 @@ class Fake:
         if run.name == self.killed_at:
             raise KeyboardInterrupt
         self.trained.append((f"{run.parent.name}/{run.name}", stage))
+        write_json(run / stage / "card.json", {"of": run.name})
         scores = {"separator": {"si_sdri": 3.25, "si_sdri_noise": 4.5, "si_sdr": 1.0}}
         return {**scores, "punctuator": {"f1": 0.5, "f1_comma": 0.25}}.get(stage, {"cer": 0.5})
 
     def self_train(self, _recipe: object, _corpus: Path, run: Path) -> dict[str, float]:
         self.trained.append((f"{run.parent.name}/{run.name}", "self-training"))
+        started = read_json(run / "round-0" / "recognizer" / "card.json")
+        assert started == {"of": "augmentation"}, "the row that differs in nothing else"
         return {"round 0": 0.5}
 
     def listen(self, run: Path, language: Path | None, beam: int) -> object:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import multiprocessing
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from merkit_training.recipe import Recipe
-from merkit_training.runs import read_json, write_json
+from merkit_training.runs import CARD, read_json, write_json
 from merkit_training.speech.hearing.conditions import conditions_of
 from merkit_training.speech.hearing.measure import emotion, recognition
 from merkit_training.speech.hearing.plan import TESTS, HearingStudy, Row
@@ -151,12 +152,26 @@ def _recognizer(hearing: Hearing, row: Row, seed: int) -> dict[str, Any]:
     if row.like:
         scores = tools.train(recipe, hearing.corpus, run, "language_model")
     elif row.self_training:
+        _begin(hearing, row, seed)
         scores = tools.self_train(recipe, hearing.corpus, run)
     else:
         scores = tools.train(recipe, hearing.corpus, run, "recognizer")
     listen = _listen(hearing, row, seed)
     errors = recognition(listen, hearing.clips(study.split), study.snrs, study.clips)
     return {"scores": scores, "errors": errors}
+
+
+def _begin(hearing: Hearing, row: Row, seed: int) -> None:
+    """Round 0 of self-training is the row that differs in nothing else; it is not trained twice."""
+    start = hearing.run_of(row, seed) / "round-0"
+    for other in hearing.study.recognizers:
+        trained = hearing.run_of(other, seed)
+        alike = other.tables == row.tables and not (other.like or other.self_training)
+        if alike and (trained / "recognizer" / CARD).exists() and not start.exists():
+            temporary = start.with_name("round-0.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(trained, temporary)
+            temporary.rename(start)
 
 
 def _listen(hearing: Hearing, row: Row, seed: int) -> Listen:
