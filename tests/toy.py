@@ -276,11 +276,14 @@ def _fusion(g: _Graph, contract: Contract, rng: np.random.Generator) -> None:
 
 def _voting(g: _Graph, contract: Contract) -> None:
     voters, classes = len(contract.voters), len(contract.labels)
-    top = g("ArgMax", "branch_scores", axis=2, keepdims=0)
+    broken = g("Or", g("IsNaN", "branch_scores"), g("IsInf", "branch_scores"))
+    worst = g("ReduceMax", g("Cast", broken, to=1), g.constant([2], "int64"))
+    rows = g("Where", g("Greater", worst, g.constant(0.0)), g.constant(0.0), "branch_scores")
+    top = g("ArgMax", rows, axis=2, keepdims=0)
     hot = g("OneHot", top, g.constant([classes], "int64"), g.constant([0.0, 1.0]), axis=2)
     cast = g(
         "Cast",
-        g("Greater", g("ReduceMax", "branch_scores", g.constant([2], "int64")), g.constant(0.0)),
+        g("Greater", g("ReduceMax", rows, g.constant([2], "int64")), g.constant(0.0)),
         to=1,
     )
     votes = g("Mul", hot, cast)
@@ -312,7 +315,7 @@ def _voting(g: _Graph, contract: Contract) -> None:
             g.constant([2], "int64"),
         ),
     )
-    total = g("ReduceSum", g("Mul", "branch_scores", agree), g.constant([1], "int64"), keepdims=0)
+    total = g("ReduceSum", g("Mul", rows, agree), g.constant([1], "int64"), keepdims=0)
     number = g("Max", g("ReduceSum", agree, g.constant([1], "int64"), keepdims=0), g.constant(1.0))
     g("Div", total, number, name="scores")
     identity = g.constant([list(bytes.fromhex(contract.contract_id))], "uint8")

@@ -141,9 +141,9 @@ class Prediction:
         info = MediaInfo.from_json(row["media_info"][0]) if "media_info" in row else MediaInfo()
         present = [m for m, there in zip(MODALITIES, row["presence"], strict=True) if there]
         winner = int(row["label"])
+        _check_scores(row, contract)  # first: a branch that failed is not one without evidence
         if not present or winner < 0:
             raise no_evidence(source, info, transcript)
-        _check_scores(row, contract)
         hearing = (
             Heard.read(row["hearing"][0]) if {"audio", "hearing"} <= {*present, *row} else None
         )

@@ -25,10 +25,9 @@ def ranked_mode(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The vote over branches.
 
-    A voter votes for its largest score (the first of equals); one whose row is all zeros
-    abstains. Ignoring an abstainer changes no count, so the rounds of Fig. 4 are the prefix sums
-    of the ballots, and the last prefix with a single most common label decides. One exists as
-    soon as anybody votes: the best voter alone.
+    Each voter casts the ballot that `ballots_of` reads. Ignoring an abstainer changes no count,
+    so the rounds of Fig. 4 are the prefix sums of the ballots, and the last prefix with a single
+    most common label decides. One exists as soon as anybody votes: the best voter alone.
 
     Args:
         branch_scores: [batch, voters, classes], voters in rank order, best first.
@@ -48,19 +47,33 @@ def ranked_mode(
             "[batch, voters, classes] with at least one voter and one class",
             "add the missing axis, or give scores that are not empty",
         )
-    choice = table.argmax(axis=2)
-    voted = (table != 0).any(axis=2)
-    ballots = (np.arange(table.shape[2]) == choice[..., None]) & voted[..., None]
+    choice = ballots_of(table)
+    ballots = np.arange(table.shape[2]) == choice[..., None]  # NOBODY is none of the classes
     tallies = ballots.cumsum(axis=1)
     most = tallies.max(axis=2, keepdims=True)
     decided = ((tallies == most).sum(axis=2) == 1) & (most[..., 0] > 0)
     last = table.shape[1] - 1 - decided[:, ::-1].argmax(axis=1)
     winner = tallies[np.arange(len(table)), last].argmax(axis=1)
     label = np.where(decided.any(axis=1), winner, NOBODY).astype(np.int64)
-    agree = (voted & (choice == label[:, None])).astype(np.float32)
-    total = (table * agree[..., None]).sum(axis=1, dtype=np.float32)
+    agree = (choice == label[:, None]) & (choice != NOBODY)
+    total = np.where(agree[..., None], table, np.float32(0)).sum(axis=1, dtype=np.float32)
     scores = total / np.maximum(agree.sum(axis=1, dtype=np.float32), np.float32(1))[:, None]
     return label, scores
+
+
+def ballots_of(scores: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """What each row of scores votes for: its largest, the first of equals.
+
+    Args:
+        scores: [..., classes], at least one class.
+
+    Returns:
+        int64 [...]: a class, or NOBODY for an abstention: a row that is all zeros, as of a branch
+        with nothing to go by, or one that holds NaN or infinity and so says nothing.
+    """
+    speaks = np.isfinite(scores).all(axis=-1) & (scores != 0).any(axis=-1)
+    found: NDArray[np.int64] = np.where(speaks, scores.argmax(axis=-1), NOBODY).astype(np.int64)
+    return found
 
 
 def winner_of(ballots: Sequence[int]) -> int:

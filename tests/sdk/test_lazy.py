@@ -140,6 +140,21 @@ def test_every_mix_of_modalities_gives_the_label_of_asking_everybody() -> None:
             assert found.tolist() == [winner_of(ballots[0].tolist())]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_voter_whose_scores_are_not_finite_counts_as_absent(value: float) -> None:
+    for row in itertools.product(range(3), repeat=VOTERS):
+        for broken in (*range(VOTERS), slice(None)):
+            walker = Walker(np.array([row]), np.ones((1, 3), bool))
+            walker.scores[0, broken, 4] = value
+            values = {"clip": np.zeros((1, 1), np.uint8), "text": np.array([["w"]], object)}
+            pull_votes(CONTRACT, COSTS, values, walker)
+            voted = np.array(row)
+            voted[broken] = NOBODY
+            assert values["label"].tolist() == [winner_of(voted.tolist())]
+            assert values["label"].tolist() == ranked_mode(walker.scores)[0].tolist()
+            assert np.isfinite(values["scores"]).all()
+
+
 def test_a_clip_does_not_depend_on_its_neighbours_and_batches_may_be_empty() -> None:
     patterns = np.random.default_rng(1).integers(0, CLASSES, (40, VOTERS))
     together, _ = pull(patterns)

@@ -171,6 +171,12 @@ def test_unsound_scores_are_refused(name: str, value: Any) -> None:
         read({**outcome([CALM] * 4), name: value})
 
 
+def test_branches_that_all_failed_are_no_lack_of_evidence() -> None:
+    nobody = outcome([SILENT] * 4)
+    with pytest.raises(InferenceError, match=r"branch_scores .* NaN"):
+        read({**nobody, "branch_scores": np.full((1, 4, 3), np.nan)})
+
+
 def test_what_was_heard_is_read_where_there_is_sound() -> None:
     heard = Heard("recognized", 0.7, flags=("clipped",), level_dbfs=-3.0)
     said = {"words": np.array([["Oh no."]], object), "hearing": np.array([[heard.text()]], object)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from merkit.errors import InvalidInputError
-from merkit.voting import NOBODY, ranked_mode
+from merkit.voting import NOBODY, ballots_of, ranked_mode
 
 
 def vote(*ballots: int | None, classes: int = 6) -> int:
@@ -40,6 +40,19 @@ def test_everybody_abstains() -> None:
     label, scores = ranked_mode(np.zeros((2, 4, 6), np.float32))
     assert label.tolist() == [NOBODY, NOBODY]
     assert scores.shape == (2, 6) and not scores.any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_abstains_and_reaches_no_score(value: float) -> None:
+    scores = np.full((2, 3, 4), 0.1, np.float32)
+    scores[:, 0, 1] = scores[:, 1, 2] = scores[:, 2, 2] = 0.7
+    scores[0, 0, 3] = value
+    assert ballots_of(scores).tolist() == [[NOBODY, 2, 2], [1, 2, 2]]
+    label, mean = ranked_mode(scores)
+    assert label.tolist() == [2, 2]
+    np.testing.assert_array_equal(mean[0], mean[1])
+    label, mean = ranked_mode(np.full((1, 3, 4), value, np.float32))
+    assert label.tolist() == [NOBODY] and not mean.any()
 
 
 def test_types_are_the_contracts_also_from_float64_and_an_empty_batch() -> None:

@@ -118,6 +118,23 @@ def test_scores_average_the_voters_of_the_winning_label_only() -> None:
     np.testing.assert_allclose(mean.numpy(), [[0.7, 0.3]], atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_abstains_like_a_row_of_zeros(value: float, graph: Any) -> None:
+    """Graph, module and reference: a class of NaN is enough, and no sound row is touched."""
+    rng = np.random.default_rng(3)
+    zeros = scores_of(np.concatenate(list(patterns(4, 2))), 2, rng)
+    rows = (zeros == 0).all(axis=2)
+    broken = zeros.copy()
+    broken[rows, rng.integers(0, 2, rows.sum())] = value
+    expected, mean = ranked_mode(zeros)
+    told = [ranked_mode(broken), graph.run(None, {"branch_scores": broken})[:2]]
+    told.append([tensor.numpy() for tensor in Voting()(torch.from_numpy(broken))[:2]])
+    for label, scores in told:
+        np.testing.assert_array_equal(label, expected)
+        np.testing.assert_allclose(scores, mean, atol=1e-6)
+    assert (expected == NOBODY).sum() == 1
+
+
 def test_contract_id_stands_in_every_row() -> None:
     mark = bytes(range(16))
     _, _, stamped = Voting(mark)(torch.rand(3, 4, 6))

@@ -39,15 +39,18 @@ class Voting(nn.Module):
         """The vote over calibrated scores, voters in rank order.
 
         Args:
-            branch_scores: float32 [b, voters, classes]; a row of zeros abstains.
+            branch_scores: float32 [b, voters, classes]; a row of zeros abstains, and so does one
+                that holds NaN or infinity.
 
         Returns:
             label int64 [b] (-1 if all abstain), scores float32 [b, classes] (mean over the
             voters that voted for the label), contract_id uint8 [b, 16].
         """
         batch, voters, classes = branch_scores.shape
-        choice = branch_scores.argmax(dim=2, keepdim=True)
-        voted = (branch_scores != 0).to(torch.float32).amax(dim=2, keepdim=True)
+        finite = branch_scores.isfinite().to(torch.float32).amin(dim=2, keepdim=True) > 0
+        rows = torch.where(finite, branch_scores, 0.0)
+        choice = rows.argmax(dim=2, keepdim=True)
+        voted = (rows != 0).to(torch.float32).amax(dim=2, keepdim=True)
         ballots = (torch.arange(classes, device=choice.device) == choice).to(torch.float32) * voted
         tallies = ballots.cumsum(dim=1)
         most = tallies.amax(dim=2, keepdim=True)
@@ -57,7 +60,7 @@ class Voting(nn.Module):
         winner = tallies.gather(1, last.expand(-1, -1, classes)).argmax(dim=2)
         label = torch.where(voted.amax(dim=1) > 0, winner, -1)
         agree = (choice == label.unsqueeze(1)).to(torch.float32) * voted
-        scores = (branch_scores * agree).sum(dim=1) / agree.sum(dim=1).clamp(min=1)
+        scores = (rows * agree).sum(dim=1) / agree.sum(dim=1).clamp(min=1)
         return label.squeeze(1), scores, self.contract_id.unsqueeze(0).expand(batch, -1)
 
 

@@ -18,7 +18,7 @@ from merkit.backends.base import DTYPES
 from merkit.bundle import Bundle, onnx_steps
 from merkit.contract import MODALITIES, Contract, StepSpec
 from merkit.pipeline import GROUP_MODALITIES, GROUPS, OUTCOME, cut
-from merkit.voting import NOBODY, winner_of
+from merkit.voting import NOBODY, ballots_of, winner_of
 
 PENDING = -2
 """The ballot of a voter that has not been asked; `NOBODY` is that of one that abstains."""
@@ -155,7 +155,7 @@ def pull_votes(
             if voter is not None:
                 scores[row, voter] = given["branch_scores"][row, voter]
                 shares[row, voter] = given["branch_contributions"][row, voter]
-                ballots[row][voter] = int(scores[row, voter].argmax())
+                ballots[row][voter] = int(ballots_of(scores[row, voter]))
     values["branch_scores"], values["branch_contributions"] = scores, shares
     walk(cut(steps, values.keys(), OUTCOME), values)
 
