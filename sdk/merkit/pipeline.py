@@ -193,7 +193,8 @@ def chain_steps(
     """The steps from sound and the caller's text to token ids (seed 2.4, 2.3), and their tensors.
 
     `listen` gives the chain no sound where it has nothing to find out: the caller gave the words,
-    nobody speaks, or the sound is clean; its graphs then run over nothing.
+    nobody speaks, or the sound is clean; its graphs then run over nothing, or not at all
+    (`merkit.presence.nothing`).
     """
     sounds = 3 if chain.separated else 1  # the original first, then its sources
     speech = ("speech", "speech_length")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from merkit.backends.base import DTYPES, Tensors
 from merkit.contract import MODALITIES, Contract, StepSpec
+from merkit.presence import nothing
 
 Array = NDArray[Any]
 Timed = tuple[dict[str, Array], float]
@@ -74,16 +75,19 @@ class Walk:
 
     def _finish(self, step: StepSpec, outputs: dict[str, Array], elapsed: float) -> None:
         self._timings[step.name] = self._timings.get(step.name, 0.0) + elapsed
+        self._add(outputs)
+
+    def _add(self, outputs: dict[str, Array]) -> None:
         self._values.update({n: value for n, value in outputs.items() if n not in self._given})
 
     def _take_ready(self) -> list[StepSpec]:
         """Steps that can run now; those that need not run are done with at once."""
         ready = [step for step in self._waiting if self._ready(step)]
         self._waiting = [step for step in self._waiting if step not in ready]
-        absent = {s.name: zeros for s in ready if (zeros := self._absent(s)) is not None}
-        for zeros in absent.values():
-            self._values.update(zeros)
-        return [step for step in ready if step.name not in absent]
+        needless = {s.name: made for s in ready if (made := self._needless(s)) is not None}
+        for made in needless.values():
+            self._add(made)
+        return [step for step in ready if step.name not in needless]
 
     def _ready(self, step: StepSpec) -> bool:
         """A step that may turn out needless waits until presence is known."""
@@ -93,10 +97,11 @@ class Walk:
     def _knows_presence(self, plan: Sequence[StepSpec]) -> bool:
         return "presence" in self._values or any("presence" in s.outputs for s in plan)
 
-    def _absent(self, step: StepSpec) -> dict[str, Array] | None:
-        """Zeros for a step whose modalities are absent from the whole batch, else None."""
+    def _needless(self, step: StepSpec) -> dict[str, Array] | None:
+        """What stands for the outputs of a step that has nothing to work on in the whole batch, be
+        it of its modalities or of what the chain left of them; else None."""
         if step.name not in self._gated:
-            return None
+            return nothing(self._executor.contract, step, self._values)
         presence = self._values["presence"]
         if presence[:, [MODALITIES.index(m) for m in step.needs]].any():
             return None

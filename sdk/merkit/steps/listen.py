@@ -2,7 +2,8 @@
 
 Recognition is the dearest part of a clip, and graphs cannot decide not to run. So what goes in is
 decided here: nothing where the caller gave the words, where nobody speaks, or, into separation,
-where the sound is clean (seed 2.4.2). Of nothing the graphs behind make nothing, and fast.
+where the sound is clean (seed 2.4.2). Of nothing the graphs behind make nothing; executors that can
+leave a step out do not even run them (`merkit.presence.nothing`).
 """
 
 from __future__ import annotations
