@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 from entries import decoded_entry
 from numpy.typing import NDArray
+from toy import HEARS, LABELS
 
+from merkit.backends.base import DTYPES, check_sizes, strings
 from merkit.bundle import Bundle
 from merkit.contract import canonical
 from merkit.errors import InvalidInputError, MerkitError
+from merkit.pipeline import GROUPS, standard_contract
 from merkit.serving.runner import StepModel
+from merkit.steps.tokenize import Tokenize
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -187,3 +191,39 @@ def test_more_than_a_clip_may_hold_and_what_is_no_number_is_refused_before_it_ru
         first, failed = step.execute([Request(g, ["presence"]) for g in (given, given | bad)])
         assert first.error is None
         assert isinstance(MerkitError.from_wire(failed.error.message), InvalidInputError)
+
+
+@pytest.mark.parametrize("kind", ["text", "joint"])
+def test_thousands_of_tokens_are_refused_before_they_hold_an_encoder(
+    toy_bundle: Bundle, kind: str
+) -> None:
+    p, step = toy_bundle.contract.preprocessing, model(toy_bundle, f"{kind}_encoder")
+    words = Tokenize(step.contract, toy_bundle.resources("tokenize"))
+    longest = words({"text": strings("word " * 10_000)})
+    check_sizes(step.contract, longest)
+    given = {name: longest[name] for name in (f"{kind}_ids", f"{kind}_length")}
+    if kind == "joint":
+        mels = step.contract.tensors["log_mel"].shape[1:]
+        given |= {"log_mel": np.zeros((1, *mels), np.float32), "presence": np.ones((1, 3), bool)}
+    most = p.max_text_tokens + (0 if kind == "text" else 2 * len(p.prompt.encode()))
+    for size in (most + 1, 5_000):
+        given[f"{kind}_ids"] = np.ones((1, size), np.int64)
+        (answer,) = step.execute([Request(given, [f"{kind}_features"])])
+        error = MerkitError.from_wire(answer.error.message)
+        assert isinstance(error, InvalidInputError) and f"at most {most} " in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("speech", 320_000), ("token_logs", 2_000), ("word_ids", 2_000)]
+)
+def test_the_chain_is_given_no_more_than_a_sound_can_hold(name: str, most: int) -> None:
+    contract = standard_contract(LABELS, dict.fromkeys(GROUPS, 1), chain=HEARS)
+    dtype = DTYPES[contract.tensors[name].dtype]
+    for size in (most, most + 1, most * 10):
+        given = [size if isinstance(n, str) else n for n in contract.tensors[name].shape[1:]]
+        tensors = {name: np.empty((1, *given), dtype)}
+        if size == most:
+            check_sizes(contract, tensors)
+        else:
+            with pytest.raises(InvalidInputError, match=f"{name}.* at most {most} "):
+                check_sizes(contract, tensors)

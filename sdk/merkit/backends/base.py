@@ -77,6 +77,10 @@ LENGTHS = {
     "joint_length": "joint_tokens",
 }
 """Tensors that say how much of a padded dimension is real."""
+SAID_PER_SECOND = 100
+"""More than anybody says, and than any recogniser has frames (of 10 ms) to find."""
+TOKENS_PER_BYTE = 2
+"""More than any vocabulary makes of the joint model's prompt: usually a third."""
 
 
 def check_tensors(contract: Contract, tensors: Tensors) -> None:
@@ -114,8 +118,9 @@ def check_tensors(contract: Contract, tensors: Tensors) -> None:
 def check_sizes(contract: Contract, tensors: Tensors) -> None:
     """Refuses tensors longer than any clip that the contract admits.
 
-    Attention costs the square of a length: one request of minutes of sound holds its encoder, and
-    gigabytes, while everybody else's clips wait. What decodes media stays within these by itself.
+    Attention costs the square of a length: one request of minutes of sound, or of thousands of
+    tokens, holds its encoder, and gigabytes, while everybody else's clips wait. What decodes media
+    and tokenises stays within these by itself.
 
     Raises:
         InvalidInputError: names the tensor and its limit.
@@ -123,7 +128,13 @@ def check_sizes(contract: Contract, tensors: Tensors) -> None:
     p = contract.preprocessing
     sound = math.ceil(p.max_audio_seconds * p.sample_rate)
     padded = sound + math.ceil(p.min_audio_seconds * p.sample_rate)  # as `preprocess` may
-    limits = {"samples": sound, "audio_samples": padded, "tokens": p.max_text_tokens}
+    said = math.ceil(p.max_audio_seconds * SAID_PER_SECOND)
+    limits = {"samples": sound, "speech_samples": sound, "audio_samples": padded} | {
+        "said": said,
+        "words_said": said,
+        "tokens": p.max_text_tokens,
+        "joint_tokens": p.max_text_tokens + TOKENS_PER_BYTE * len(p.prompt.encode("utf-8")),
+    }
     for name, value in tensors.items():
         for size, want in zip(value.shape, contract.tensors[name].shape, strict=False):
             if isinstance(want, str) and size > limits.get(want, size):
