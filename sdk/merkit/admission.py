@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 
 from merkit.bundle import Bundle
-from merkit.errors import UnreleasableBundleError
+from merkit.errors import InvalidInputError, UnreleasableBundleError
 from merkit.signing import Keys, check_signature, read_public_keys
 
 TRUSTED_KEYS = "MERKIT_TRUSTED_KEYS"
@@ -26,13 +26,13 @@ def admit(
     Args:
         bundle: an opened bundle.
         trusted_keys: public keys of which one must have signed it; default: those that
-            MERKIT_TRUSTED_KEYS names. Where neither names any, signatures are not asked for.
+            MERKIT_TRUSTED_KEYS names. Where neither is set, signatures are not asked for.
         allow_unreleasable: run it although it failed its gate.
 
     Raises:
         SignatureError: keys are configured, and none of them vouches for this bundle.
         UnreleasableBundleError: it failed its gate.
-        InvalidInputError: a trusted key cannot be read.
+        InvalidInputError: a trusted key cannot be read, or MERKIT_TRUSTED_KEYS is set to none.
         MissingExtraError: keys are configured, and cryptography is not installed.
     """
     keys = configured_keys() if trusted_keys is None else trusted_keys
@@ -48,9 +48,23 @@ def admit(
 
 
 def configured_keys(environment: Mapping[str, str] = os.environ) -> list[str] | None:
-    """What MERKIT_TRUSTED_KEYS names; None where it names nothing."""
-    named = [path for path in environment.get(TRUSTED_KEYS, "").split(os.pathsep) if path]
-    return named or None
+    """What MERKIT_TRUSTED_KEYS names; None where it is not set.
+
+    Raises:
+        InvalidInputError: it is set and names nothing: whoever set it wanted signatures checked,
+            and a variable of a script that was empty must not admit everybody.
+    """
+    stated = environment.get(TRUSTED_KEYS)
+    if stated is None:
+        return None
+    named = [path for path in stated.split(os.pathsep) if path.strip()]
+    if not named:
+        raise InvalidInputError(
+            f"{TRUSTED_KEYS} is set to {stated!r}, which names no key",
+            f"public keys or folders of them, separated by {os.pathsep!r}",
+            "name at least one; to ask for no signature, unset it",
+        )
+    return named
 
 
 def releasable(bundle: Bundle) -> bool:

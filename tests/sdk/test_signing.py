@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import merkit
-from merkit.admission import TRUSTED_KEYS, admit
+from merkit.admission import TRUSTED_KEYS, admit, configured_keys
 from merkit.bundle import MANIFEST, SIGNATURES, Bundle, open_bundle
 from merkit.cli.inspection import signers, verify
 from merkit.errors import (
@@ -148,6 +148,26 @@ def test_the_environment_configures_every_way_of_running(
     sign(bundle, keys / "ours")
     merkit.load(bundle.root).close()
     assert "is trusted" in signers(bundle)
+
+
+@pytest.mark.parametrize("stated", ["", ":", " ", " : \t:"])
+def test_keys_that_were_meant_and_not_named_admit_nobody(
+    bundle: Bundle, stated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merkit.serving import Server
+
+    monkeypatch.setenv(TRUSTED_KEYS, stated)
+    for run in (merkit.load, Server, lambda root: signers(open_bundle(root))):
+        with pytest.raises(InvalidInputError, match=f"{TRUSTED_KEYS} is set to .* names no key"):
+            run(bundle.root)
+    admission = next(check for check in verify(bundle.root) if check.name == "admission")
+    assert not admission.passed
+
+
+def test_empty_places_among_named_keys_are_passed_over(keys: Path) -> None:
+    named = f":{keys / 'ours.pub'}: :"
+    assert configured_keys({TRUSTED_KEYS: named}) == [str(keys / "ours.pub")]
+    assert configured_keys({}) is None
 
 
 def test_inspect_names_signers_without_keys(

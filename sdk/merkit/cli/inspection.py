@@ -115,7 +115,7 @@ def signers(bundle: Bundle) -> str:
         named = ", ".join(signature.key_id for signature in read_signatures(bundle)) or "nobody"
         keys = configured_keys()
         if keys is None:
-            return f"{named} (not checked: {TRUSTED_KEYS} names no key)"
+            return f"{named} (not checked: {TRUSTED_KEYS} is not set)"
         trusted = check_signature(bundle, read_public_keys(keys))
         return f"{named} ({trusted} is trusted, and signed exactly this)"
     except SignatureError as error:
