@@ -20,12 +20,16 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
+from merkit.backends.deadline import one_deadline
 from merkit.errors import BackendError, BundleError, InvalidInputError
 from merkit.results import Prediction
 
 Arm = Literal["current", "candidate"]
 RECENT = 10_000  # calls of which latencies are kept
 STOP_SECONDS = 5.0
+PATIENCE = 0.5
+"""The share of a call's deadline that the candidate may take: the current side, which answers where
+the candidate does not, must have time to."""
 
 
 class Predictor(Protocol):
@@ -56,6 +60,9 @@ class Split:
     With a `key` (a user's or a session's name) the same caller always meets the same side, and
     raising the share moves callers to the candidate only. Where the candidate fails, the current
     side answers, and after `trip_after` failures in a row it is asked no more until `reset`.
+
+    A call ends within the deadline that the clients were connected with, whoever answers: the
+    candidate has half of it, and the current side what is left. Sides that run here have none.
 
     Safe to share between threads. Closes both clients.
 
@@ -122,16 +129,17 @@ class Split:
             MerkitError: as `Client.predict`; of the candidate's errors only those that the clip
                 is to blame for.
         """
-        arm = self.arm(key)
-        try:
-            answer = self._ask(arm, clip, text, options)
-        except (BackendError, BundleError) as error:
-            if arm == "current":
-                raise
-            answer = self._ask("current", clip, text, options)
-            note = f"the candidate failed ({error.found}); the current bundle answered"
-            return replace(answer, warnings=(*answer.warnings, note))
-        return answer
+        if self.arm(key) == "current":
+            return self._ask("current", clip, text, options)
+        with one_deadline() as budget:
+            whole, budget.share = budget.share, PATIENCE * budget.share
+            try:
+                return self._ask("candidate", clip, text, options)
+            except (BackendError, BundleError) as error:
+                budget.share = whole
+                answer = self._ask("current", clip, text, options)
+                note = f"the candidate failed ({error.found}); the current bundle answered"
+                return replace(answer, warnings=(*answer.warnings, note))
 
     def reset(self) -> None:
         """Lets a candidate that was taken out answer again."""

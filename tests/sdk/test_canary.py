@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import pytest
+from fake_triton import FakeTriton, aborts
+from grpc_serving import serving
 
+from merkit.backends.breaker import CircuitBreaker
+from merkit.backends.deadline import one_deadline, seconds_left
+from merkit.backends.triton import TritonBackend
 from merkit.canary import Shadow, Split
 from merkit.client import Client
-from merkit.errors import InvalidInputError, MerkitError, NoEvidenceError, ServerUnavailableError
+from merkit.errors import (
+    DeadlineExceededError,
+    InferenceError,
+    InvalidInputError,
+    MerkitError,
+    NoEvidenceError,
+    ServerUnavailableError,
+)
 from merkit.results import Prediction
 from merkit.testing import CannedBackend
 
@@ -184,3 +199,52 @@ def test_wrong_choices_are_refused(make: Any) -> None:
     with pytest.raises(InvalidInputError) as caught:
         make()
     assert isinstance(caught.value, MerkitError)
+
+
+@contextmanager
+def served(deadline: float, answer: Callable[[Any], Any]) -> Iterator[Client]:
+    """A client of a server that answers each request with what `answer` makes of its context."""
+    servicer = FakeTriton()
+    servicer.infer = answer
+    with serving(servicer) as url:
+        backend = TritonBackend(url, deadline, breaker=CircuitBreaker(threshold=1000))
+        with Client(backend) as made:
+            yield made
+
+
+def hangs(context: Any) -> Any:
+    while context.is_active():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("current", [hangs, aborts(grpc.StatusCode.INTERNAL, "later")])
+def test_a_candidate_that_does_not_answer_costs_no_second_deadline(
+    current: Callable[[Any], Any],
+) -> None:
+    """Two seconds, not four, and the current side has been asked within them."""
+    with served(2, current) as old, served(2, hangs) as new, Split(old, new, 1) as split:
+        begin = time.monotonic()
+        with pytest.raises((DeadlineExceededError, InferenceError)) as caught:
+            split.predict(text="x")
+        took = time.monotonic() - begin
+        assert 0.9 < took < 3.2
+        assert split.counts["current"].failures == split.counts["candidate"].failures == 1
+        assert isinstance(caught.value, DeadlineExceededError) == (current is hangs)
+
+
+def test_one_deadline_counts_from_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("merkit.backends.deadline.time.monotonic", lambda: now[0])
+    assert seconds_left(4) == 4
+    with one_deadline() as budget:
+        now[0] += 50  # decoding, say, which is before the first call
+        budget.share = 0.5
+        assert seconds_left(4) == 2
+        now[0] += 1.5
+        assert seconds_left(4) == 0.5
+        with one_deadline():
+            budget.share = 1
+            assert seconds_left(4) == 2.5
+        now[0] += 3
+        assert seconds_left(4) == -0.5
+    assert seconds_left(4) == 4

@@ -50,7 +50,7 @@ def translate(error: Exception, url: str, deadline: float) -> MerkitError:
     if status == "DEADLINE_EXCEEDED":
         return DeadlineExceededError(
             f"no answer from {url} within the deadline",
-            f"one within {deadline:g} s",
+            f"one within {round(deadline, 3):g} s",
             "raise the deadline, send less, or give the server more resources",
         )
     if REFUSED in text.lower():

@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from merkit.backends.base import Backend, Tensors
+from merkit.backends.deadline import one_deadline
 from merkit.contract import Contract
 from merkit.errors import BackendError, InferenceError
 
@@ -47,8 +48,9 @@ class LateBackend:
     def infer(
         self, tensors: Tensors, timings: dict[str, float] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """See `Backend.infer`; raises what opening the backend raised."""
-        return self._opened().infer(tensors, timings)
+        """See `Backend.infer`; raises what opening the backend raised, within the same deadline."""
+        with one_deadline():
+            return self._opened().infer(tensors, timings)
 
     def close(self) -> None:
         """Closes what was opened. Safe to call twice."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from merkit.backends.base import Tensors
 from merkit.backends.breaker import CircuitBreaker
+from merkit.backends.deadline import one_deadline, seconds_left
 from merkit.backends.entries import ModelNames, choose, names_of, suffix_of, wanted
 from merkit.backends.grpc_errors import retried, translate
 from merkit.backends.loop import Loop
@@ -202,7 +203,12 @@ class TritonBackend:
         self._loop.close(self._client)
 
     def _guarded(self, call: Any) -> Any:
-        """Asks through the circuit breaker, and says so when the server's contract has changed."""
+        """Asks through the circuit breaker, and says so when the server's contract has changed;
+        all within one deadline."""
+        with one_deadline():
+            return self._through_breaker(call)
+
+    def _through_breaker(self, call: Any) -> Any:
         if (wait := self._breaker.remaining()) > 0:
             raise ServerUnavailableError(
                 f"{self.url} did not answer several calls in a row",
@@ -231,10 +237,11 @@ class TritonBackend:
     def _ask(self, call: Any) -> Any:
         """Runs `call(headers=, client_timeout=)` in the background until it answers, fails, or
         time is up."""
-        expires = time.monotonic() + self.deadline
+        seconds = seconds_left(self.deadline)
+        expires = time.monotonic() + seconds
         headers = self._security.headers() | trace_headers()
         try:
-            return self._loop.run(self._attempts(call, headers, expires))
+            return self._loop.run(self._attempts(call, headers, expires, seconds))
         except ServerUnavailableError as error:
             raise self._refusal(expires - time.monotonic()) or error from None
 
@@ -250,7 +257,9 @@ class TritonBackend:
             f"{self.url} wants TLS", f"grpcs://{self._host}:{self._port}", "correct the url"
         )
 
-    async def _attempts(self, call: Any, headers: dict[str, str], expires: float) -> Any:
+    async def _attempts(
+        self, call: Any, headers: dict[str, str], expires: float, seconds: float
+    ) -> Any:
         from tritonclient.utils import InferenceServerException
 
         backoff = FIRST_BACKOFF
@@ -262,7 +271,7 @@ class TritonBackend:
                 pause = random.uniform(0.5, 1.0) * backoff
                 last = attempt == RETRIES or time.monotonic() + pause >= expires
                 if last or not retried(error):
-                    raise translate(error, self.url, self.deadline) from None
+                    raise translate(error, self.url, max(seconds, 0.0)) from None
             await asyncio.sleep(pause)
             backoff *= 2
         raise AssertionError("the last attempt returns or raises")
