@@ -142,6 +142,80 @@ def test_static_int8_runs_in_integer_kernels(folded: onnx.ModelProto, tmp_path: 
     assert kinds["MatMul"] + kinds["FusedMatMul"] == 2  # attention's own, of activations alone
 
 
+def optimised(model: onnx.ModelProto, folder: Path) -> Counter[str]:
+    """What ONNX Runtime makes of it when it loads: how many nodes of each kind."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    ort.InferenceSession(model.SerializeToString(), options)
+    return Counter(n.op_type for n in onnx.load(folder / "optimised.onnx").graph.node)
+
+
+def layer(*sizes: int | str) -> onnx.ModelProto:
+    """y = norm(x + (x w_q + b_q)), x of these sizes."""
+    nodes = [
+        node("MatMul", "x w_q", "product"),
+        node("Add", "product b_q", "biased"),
+        node("Add", "x biased", "sum"),
+        node("LayerNormalization", "sum gain b_k", "y", axis=-1),
+    ]
+    weights = [tensor("w_q", HIDDEN, HIDDEN), *(tensor(n, HIDDEN) for n in ("b_q", "b_k", "gain"))]
+    wire = [helper.make_tensor_value_info(n, TensorProto.FLOAT, sizes) for n in "xy"]
+    graph = helper.make_graph(nodes, "layer", wire[:1], wire[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_product_whose_sizes_are_known_keeps_its_bits(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(0, 1, (1, LENGTH, HIDDEN)).astype(np.float32)
+    model = layer(1, LENGTH, HIDDEN)
+    want = run(model, x)
+    assert qdq.quantise(model, {"x": (-4.0, 4.0)}, qdq.CPU) == 1
+    onnx.checker.check_model(model)
+    kinds = optimised(model, tmp_path)
+    assert (kinds["MatMulIntegerToFloat"], kinds["Gemm"], kinds["MatMul"]) == (1, 0, 0)
+    assert [n.op_type for n in model.graph.node].count("Add") == 1  # its bias is in the product
+    assert cosine(run(model, x), want) > 0.999
+
+
+def test_a_gemm_becomes_a_product_of_8_bits() -> None:
+    x = np.random.default_rng(0).normal(0, 1, (3, HIDDEN)).astype(np.float32)
+    for turned in (0, 1):
+        wire = [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", HIDDEN]) for n in "xy"
+        ]
+        gemm = node("Gemm", "x w_q b_q", "y", transB=turned)
+        weights = [tensor("w_q", HIDDEN, HIDDEN), tensor("b_q", HIDDEN)]
+        graph = helper.make_graph([gemm], "gemm", wire[:1], wire[1:], weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        want = run(model, x)
+        assert qdq.quantise(model, {"x": (-4.0, 4.0)}, qdq.CPU) == 1
+        assert [n.op_type for n in model.graph.node] == ["QuantizeLinear", "MatMulIntegerToFloat"]
+        assert cosine(run(model, x), want) > 0.999
+
+
+def test_a_layer_over_few_samples_stays_float() -> None:
+    nodes = [node("Conv", "x w_first", "y", kernel_shape=[10], strides=[5])]
+    wire = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", c, "t"])
+        for n, c in (("x", 1), ("y", 512))
+    ]
+    graph = helper.make_graph(nodes, "first", wire[:1], wire[1:], [tensor("w_first", 512, 1, 10)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    assert qdq.activations(model, qdq.CPU) == []
+    assert qdq.quantise(model, {}, qdq.CPU) == 0
+
+
+def test_a_sum_and_its_norm_stay_apart_on_cpus_alone(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(0, 1, (2, LENGTH, HIDDEN)).astype(np.float32)
+    for cpu in (True, False):
+        model = layer("batch", "time", HIDDEN)
+        want = run(model, x)
+        assert optimised(model, tmp_path)["SkipLayerNormalization"] == 1  # as exported
+        fuse.fuse(model, cpu)
+        assert optimised(model, tmp_path)["SkipLayerNormalization"] == (0 if cpu else 1)
+        assert np.abs(run(model, x) - want).max() < 1e-5
+
+
 def test_tensorrt_style_is_symmetric_with_float_bias(
     folded: onnx.ModelProto, tmp_path: Path
 ) -> None:
@@ -263,6 +337,29 @@ def test_half_precision_clamps_fills_first(tmp_path: Path) -> None:
     fill = min(float(numpy_helper.to_array(t).min()) for t in made.graph.initializer
                if t.data_type == TensorProto.FLOAT16 and t.dims)  # fmt: skip
     assert fill == pytest.approx(half.FILL)
+
+
+@pytest.mark.parametrize("brain", [False, True])
+def test_weights_are_halved_one_by_one_as_they_are_together(
+    brain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protobuf ends at 2 GB: what infers types must not see the weights."""
+    storage.save(encoder(causal=True), tmp_path / "causal.onnx")
+    model = fold(tmp_path / "causal.onnx", tmp_path / "folded.onnx")
+    together, one_by_one = onnx.ModelProto(), onnx.ModelProto()
+    for copy in (together, one_by_one):
+        copy.CopyFrom(model)
+    want = half.halve(together, brain, taken_from=10**12)
+    infer = half.infer_shapes
+
+    def bare(model: onnx.ModelProto) -> onnx.ModelProto:
+        assert model.ByteSize() < 10_000
+        return infer(model)
+
+    monkeypatch.setattr(half, "infer_shapes", bare)
+    made = half.halve(one_by_one, brain, taken_from=500)
+    assert sum(len(t.raw_data) for t in made.graph.initializer) > 40_000
+    assert made.SerializeToString(deterministic=True) == want.SerializeToString(deterministic=True)
 
 
 def test_bfloat16_rounds_to_nearest(folded: onnx.ModelProto) -> None:

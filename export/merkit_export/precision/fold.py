@@ -16,6 +16,8 @@ import onnx
 from merkit.ort import import_onnxruntime
 
 ONLY_FATAL = 4
+CONTRIB = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 EXTERNAL_FROM = 1_500_000_000
 """Bytes of a file from which on its folded weights lie beside it: protobuf ends at 2 GB."""
 
@@ -76,6 +78,12 @@ def readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
         for name in (*node.input, *(reads(node) - set(node.input))):
             found.setdefault(name, []).append(node)
     return found
+
+
+def need_contrib(model: onnx.ModelProto) -> None:
+    """States that the graph uses ONNX Runtime's own operators."""
+    if all(opset.domain != CONTRIB for opset in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

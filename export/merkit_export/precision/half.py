@@ -5,6 +5,10 @@ infinities NaN; the mean of squares of a norm overflows just so. So fills are cl
 norms and sums stay float32. bfloat16 has float32's range, but for its last value, which fills are;
 its weights are rounded from float32, since on the way through float16 small ones would be lost.
 Only CUDA and TensorRT run it.
+
+Which values are float32 is inferred by onnx, whose inference ends at protobuf's 2 GB, and the
+converter infers too. So both see the graph without its weights, which are converted one by one and
+put back; of two copies of a model there is never need.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.shape_inference import infer_shapes
 
 from merkit_export.precision.fold import reads
 
@@ -23,23 +28,64 @@ FILL = -1e4
 """What a mask's fill becomes: exp(-1e4) is 0 in every precision."""
 EXACT = ("Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Reciprocal", "CumSum", "Range")
 """Operators of norms and counts, which stay float32."""
+TAKEN_FROM = 1024
+"""Bytes of a tensor that the converter need not see; values that decide shapes are smaller."""
 
 
-def halve(model: onnx.ModelProto, brain: bool) -> onnx.ModelProto:
-    """The graph in float16, or bfloat16 if `brain`; its inputs and outputs stay float32."""
+def halve(model: onnx.ModelProto, brain: bool, taken_from: int = TAKEN_FROM) -> onnx.ModelProto:
+    """The graph in float16, or bfloat16 if `brain`; its inputs and outputs stay float32.
+
+    `model` is used up: its weights, of `taken_from` bytes on, move into what is returned.
+    """
     from onnxruntime.transformers import float16
 
     clamp_fills(model)
+    model, weights = _take_weights(model, taken_from)
     exact = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if brain}
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *EXACT]
     made: onnx.ModelProto = float16.convert_float_to_float16(
-        model, keep_io_types=True, op_block_list=blocked
+        model, keep_io_types=True, disable_shape_infer=True, op_block_list=blocked
     )
     if brain:
         _to_brain(made, exact)
+    for tensor in made.graph.initializer:
+        if tensor.name in weights:
+            _give_back(tensor, weights.pop(tensor.name))
     _sort(made.graph)
     del made.graph.value_info[:]
     return made
+
+
+def _take_weights(
+    model: onnx.ModelProto, least: int
+) -> tuple[onnx.ModelProto, dict[str, TensorProto]]:
+    """The graph with empty tensors in the place of large ones in float32, which knows of which type
+    every value inside it is; and what was taken, by name."""
+    taken: dict[str, TensorProto] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.raw_data) >= least:
+            whole = taken[tensor.name] = TensorProto()
+            whole.CopyFrom(tensor)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL  # it has a shape, and no content here
+    bare: onnx.ModelProto = infer_shapes(model)
+    for tensor in bare.graph.initializer:
+        if tensor.name in taken:
+            tensor.ClearField("data_location")
+            tensor.dims[:] = [0]
+    return bare, taken
+
+
+def _give_back(tensor: TensorProto, whole: TensorProto) -> None:
+    """Fills an empty tensor with what it held, in the type that it now has."""
+    from onnxruntime.transformers import float16
+
+    kind = tensor.data_type
+    if kind == TensorProto.FLOAT16:
+        float16.convert_tensor_float_to_float16(whole)
+    elif kind == TensorProto.BFLOAT16:
+        whole.CopyFrom(_brain_tensor(whole, numpy_helper.to_array(whole)))
+    tensor.CopyFrom(whole)
 
 
 def clamp_fills(model: onnx.ModelProto) -> int:

@@ -1,13 +1,15 @@
-"""Static 8-bit: weights and activations on fixed scales, as Q/DQ pairs that kernels absorb.
+"""Static 8-bit: weights and activations on fixed scales, where integer kernels multiply them.
 
 Scales that are fixed once make a clip's numbers independent of its neighbours in a batch, which
-scales measured while running do not. What decides the speed is that every pair ends in an integer
-kernel, so the form follows what each runtime fuses:
+scales measured while running do not. What decides the speed is that every product ends in an
+integer kernel, so the form follows the runtime:
 
 * ONNX Runtime on CPUs: activations unsigned and asymmetric, weights signed per output channel
-  (U8S8: one VNNI instruction); products keep a float32 result (MatMulIntegerToFloat),
-  convolutions are quantised on both sides with a 32-bit bias (QLinearConv).
-* TensorRT: both signed and symmetric, zero point 0; float32 bias; results stay float32.
+  (U8S8: one VNNI instruction). A product is its operator of its own, bias included and the result
+  in float32 (MatMulIntegerToFloat): left as Q/DQ pairs, a product whose sizes are all known and its
+  bias become one Gemm on loading, in float32. Convolutions are pairs on both sides with a 32-bit
+  bias, which become QLinearConv.
+* TensorRT: pairs, both signed and symmetric, zero point 0; float32 bias; results stay float32.
 
 Attention's own products (queries with keys, shares with values) stay float32: they are a few
 percent of the work, and softmax needs their range.
@@ -17,16 +19,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from merkit_export.precision.fold import attributes, constants, reads
+from merkit_export.precision.fold import (
+    CONTRIB,
+    attributes,
+    constants,
+    need_contrib,
+    readers,
+    reads,
+)
 
 SMALLEST = 2048
 """Elements of a weight matrix that are worth two conversions of what it is multiplied with."""
+SHORTEST = 32
+"""Products that add up fewer numbers gain nothing from 8 bits: a first layer over the samples of a
+sound, whose 16 bits are not to be thrown away for it."""
 TINY = 1e-12
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -43,10 +56,12 @@ class Style:
     """Quantise what convolutions make, and their bias."""
     weight_bits: int = 8
     """7 where CPUs without VNNI would saturate when they add up products."""
+    pairs: bool = False
+    """Pairs around matrix products too, and no operator of ONNX Runtime's own."""
 
 
 CPU = Style()
-TENSORRT = Style(unsigned=False, convolution_outputs=False)
+TENSORRT = Style(unsigned=False, convolution_outputs=False, pairs=True)
 
 
 @dataclass(frozen=True)
@@ -81,14 +96,18 @@ def places(model: onnx.ModelProto) -> list[Place]:
         weight = weights.get(node.input[1]) if len(node.input) > 1 else None
         if weight is None or weight.data_type != onnx.TensorProto.FLOAT:
             continue
-        if int(np.prod(weight.dims)) < SMALLEST or node.input[0] in weights:
-            continue
         if node.op_type == "MatMul" and len(weight.dims) == 2:
-            found.append(Place(node, 1))
+            place = Place(node, 1)
         elif node.op_type == "Conv":
-            found.append(Place(node, 0))
-        elif node.op_type == "Gemm" and _is_plain(node):
-            found.append(Place(node, 0 if attributes(node).get("transB") else 1))
+            place = Place(node, 0)
+        elif node.op_type == "Gemm" and _is_plain(node, weights):
+            place = Place(node, 0 if attributes(node).get("transB") else 1)
+        else:
+            continue
+        size = int(np.prod(weight.dims))
+        short = size < SHORTEST * weight.dims[place.axis]
+        if size >= SMALLEST and not short and node.input[0] not in weights:
+            found.append(place)
     return found
 
 
@@ -103,7 +122,7 @@ def activations(model: onnx.ModelProto, style: Style) -> list[str]:
 
 
 def quantise(model: onnx.ModelProto, ranges: Ranges, style: Style) -> int:
-    """Puts Q/DQ pairs around every place, in place; how many places there were."""
+    """Makes every place one of 8 bits, in place; how many places there were."""
     writer = _Writer(model, ranges, style)
     found = places(model)
     for place in found:
@@ -112,9 +131,13 @@ def quantise(model: onnx.ModelProto, ranges: Ranges, style: Style) -> int:
     return len(found)
 
 
-def _is_plain(node: onnx.NodeProto) -> bool:
+def _is_plain(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a Gemm is a product and a stored bias for each of its columns."""
     plain = attributes(node)
-    return plain.get("alpha", 1.0) == 1.0 and not plain.get("transA")
+    bias = weights.get(node.input[2]) if len(node.input) > 2 else None
+    stored = len(node.input) < 3 or (bias is not None and len(bias.dims) == 1)
+    factors = (plain.get("alpha", 1.0), plain.get("beta", 1.0))
+    return stored and factors == (1.0, 1.0) and not plain.get("transA")
 
 
 def steps_of(
@@ -132,23 +155,26 @@ class _Writer:
     """Collects the nodes and constants of one graph's quantisation."""
 
     def __init__(self, model: onnx.ModelProto, ranges: Ranges, style: Style) -> None:
-        self.graph, self.ranges, self.style = model.graph, ranges, style
-        self.weights = constants(model)
+        self.model, self.graph, self.ranges, self.style = model, model.graph, ranges, style
+        self.weights, self.readers = constants(model), readers(model)
+        self.wanted = {value.name for value in model.graph.output}
         self.before: dict[int, list[onnx.NodeProto]] = {}
+        self.instead: dict[int, list[onnx.NodeProto]] = {}
         self.after: dict[int, list[onnx.NodeProto]] = {}
-        self.made: list[onnx.TensorProto] = []
-        self.pairs: dict[str, str] = {}
-        self.done: dict[tuple[str, int], tuple[str, NDArray[np.float32]]] = {}
+        self.made: dict[str, onnx.TensorProto] = {}
+        self.done: set[str] = set()
 
     def quantise(self, place: Place) -> None:
         """One place: its activation, its weight and, for a convolution, bias and result."""
         node = place.node
         before = self.before.setdefault(id(node), [])
-        weight, sizes = self._weight(place, before)
+        if not (place.is_convolution or self.style.pairs):
+            self._product(place, before)
+            return
         bias = node.input[2] if len(node.input) > 2 else ""
         scale = self._scale(place.activation)[0]
-        node.input[0] = self._activation(place.activation, before)
-        node.input[1] = weight
+        node.input[0] = self._restored(place.activation, before)
+        node.input[1], sizes = self._weight(place, before)
         if place.is_convolution and self.style.convolution_outputs:
             if bias:
                 node.input[2] = self._bias(node, bias, scale * sizes, before)
@@ -158,16 +184,52 @@ class _Writer:
         """Writes everything into the graph; weights that nobody reads any more go."""
         nodes = []
         for node in self.graph.node:
-            nodes += [*self.before.get(id(node), ()), node, *self.after.get(id(node), ())]
+            own = self.instead.get(id(node), [node])
+            nodes += [*self.before.get(id(node), ()), *own, *self.after.get(id(node), ())]
         read = set[str]().union(*map(reads, nodes))
         kept = [t for t in self.graph.initializer if t.name in read]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(nodes)
-        self.graph.initializer.extend([*kept, *self.made])
+        self.graph.initializer.extend([*kept, *self.made.values()])
+        if any(node.domain == CONTRIB for node in nodes):
+            need_contrib(self.model)
+
+    def _product(self, place: Place, before: list[onnx.NodeProto]) -> None:
+        """A product, and the stored bias that is added to it, as one operator."""
+        node, label = place.node, f"{place.weight}.{place.axis}"
+        if f"{label}.steps" not in self.made:
+            values = numpy_helper.to_array(self.weights[place.weight])
+            steps, sizes = steps_of(values, place.axis, self.style.weight_bits)
+            turned = np.ascontiguousarray(steps if place.axis else steps.T)
+            self._constant(f"{label}.steps", turned)
+            self._constant(f"{label}.sizes", sizes)
+        bias, output = self._bias_behind(node, len(self._value(f"{label}.sizes")))
+        scale, zero = self._held(place.activation)
+        inputs = [self._quantised(place.activation, before), f"{label}.steps", scale]
+        inputs += [f"{label}.sizes", zero, "", *([bias] if bias else [])]
+        self.instead[id(node)] = [
+            helper.make_node("MatMulIntegerToFloat", inputs, [output], domain=CONTRIB)
+        ]
+
+    def _bias_behind(self, node: onnx.NodeProto, width: int) -> tuple[str, str]:
+        """The bias of a product, or "", and what the two make. An Add of it goes."""
+        if node.op_type == "Gemm" and len(node.input) > 2:
+            return str(node.input[2]), str(node.output[0])
+        behind = self.readers.get(node.output[0], [])
+        if len(behind) == 1 and behind[0].op_type == "Add" and node.output[0] not in self.wanted:
+            other = next(name for name in behind[0].input if name != node.output[0])
+            stored = self.weights.get(other)
+            if stored is not None and list(stored.dims) == [width]:
+                self.instead[id(behind[0])] = []
+                return str(other), str(behind[0].output[0])
+        return "", str(node.output[0])
 
     def _constant(self, name: str, values: NDArray[np.generic]) -> str:
-        self.made.append(numpy_helper.from_array(values, name))
+        self.made[name] = numpy_helper.from_array(values, name)
         return name
+
+    def _value(self, name: str) -> NDArray[Any]:
+        return np.asarray(numpy_helper.to_array(self.made[name]))
 
     def _scale(self, name: str) -> tuple[np.float32, NDArray[np.generic]]:
         low, high = self.ranges[name]
@@ -177,42 +239,46 @@ class _Writer:
         scale = np.float32(max(high - low, TINY) / 255)
         return scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255))  # type: ignore[return-value]
 
-    def _pair(self, name: str, label: str) -> tuple[list[onnx.NodeProto], str]:
-        """Quantise and restore `name`; the nodes, and what they make."""
-        scale, zero = self._scale(name)
-        held = [
-            self._constant(f"{label}.scale", np.asarray(scale)),
-            self._constant(f"{label}.zero", np.asarray(zero)),
-        ]
-        names = [f"{label}.quantised", f"{label}.restored"]
-        return [
-            helper.make_node("QuantizeLinear", [name, *held], names[:1]),
-            helper.make_node("DequantizeLinear", [names[0], *held], names[1:]),
-        ], names[1]
+    def _held(self, name: str) -> tuple[str, str]:
+        """The constants with the scale and the zero point of an activation."""
+        names = f"{name}.scale", f"{name}.zero"
+        for constant, value in zip(names, self._scale(name), strict=True):
+            self._constant(constant, np.asarray(value))
+        return names
 
-    def _activation(self, name: str, before: list[onnx.NodeProto]) -> str:
-        if name not in self.pairs:
-            nodes, self.pairs[name] = self._pair(name, name)
-            before += nodes
-        return self.pairs[name]
+    def _quantised(self, name: str, before: list[onnx.NodeProto]) -> str:
+        return self._once("QuantizeLinear", name, name, f"{name}.quantised", before)
+
+    def _restored(self, name: str, before: list[onnx.NodeProto]) -> str:
+        source = self._quantised(name, before)
+        return self._once("DequantizeLinear", name, source, f"{name}.restored", before)
+
+    def _once(
+        self, kind: str, scaled: str, source: str, made: str, before: list[onnx.NodeProto]
+    ) -> str:
+        """A node that all who read `made` share."""
+        if made not in self.done:
+            self.done.add(made)
+            before.append(helper.make_node(kind, [source, *self._held(scaled)], [made]))
+        return made
 
     def _weight(
         self, place: Place, before: list[onnx.NodeProto]
     ) -> tuple[str, NDArray[np.float32]]:
-        key = (place.weight, place.axis)
-        if key not in self.done:
+        label = f"{place.weight}.{place.axis}"
+        if f"{label}.weight" not in self.done:
+            self.done.add(f"{label}.weight")
             values = numpy_helper.to_array(self.weights[place.weight])
             steps, sizes = steps_of(values, place.axis, self.style.weight_bits)
-            label = f"{place.weight}.{place.axis}"
             held = [
                 self._constant(f"{label}.steps", steps),
                 self._constant(f"{label}.sizes", sizes),
                 self._constant(f"{label}.zeros", np.zeros(len(sizes), np.int8)),
             ]
-            made = f"{label}.weight"
-            before.append(helper.make_node("DequantizeLinear", held, [made], axis=place.axis))
-            self.done[key] = (made, sizes)
-        return self.done[key]
+            before.append(
+                helper.make_node("DequantizeLinear", held, [f"{label}.weight"], axis=place.axis)
+            )
+        return f"{label}.weight", self._value(f"{label}.sizes")
 
     def _bias(
         self,
@@ -234,10 +300,13 @@ class _Writer:
         return f"{label}.float"
 
     def _result(self, node: onnx.NodeProto) -> None:
-        name = node.output[0]
-        inner = f"{name}.exact"
-        node.output[0] = inner
-        nodes, made = self._pair(name, f"{name}.out")
-        nodes[0].input[0], nodes[1].output[0] = inner, name
-        del made
-        self.after.setdefault(id(node), []).extend(nodes)
+        """What a convolution makes goes through 8 bits, under its own name."""
+        name = str(node.output[0])
+        held, names = self._held(name), [f"{name}.exact", f"{name}.out"]
+        node.output[0] = names[0]
+        self.after.setdefault(id(node), []).extend(
+            [
+                helper.make_node("QuantizeLinear", [names[0], *held], names[1:]),
+                helper.make_node("DequantizeLinear", [names[1], *held], [name]),
+            ]
+        )

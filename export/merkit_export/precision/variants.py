@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +106,15 @@ class Maker:
         self, model: onnx.ModelProto, step: StepSpec, precision: Precision, folder: Path
     ) -> onnx.ModelProto | None:
         """The graph in another precision; None where it has nothing to change."""
-        fused = fuse.fuse(model) if self.target.contrib else 0
+        cpu = self.target.provider == "cpu"
+        fused = fuse.fuse(model, cpu) if self.target.contrib else 0
         if precision.name == "fp32-fused":
             return model if fused else None
         if precision.name in ("fp16", "bf16"):
             return half.halve(model, brain=precision.name == "bf16")
         if precision.name == "int8-qdq":
             style = qdq.CPU if self.target.contrib else qdq.TENSORRT
-            style = qdq.Style(
-                style.unsigned, style.convolution_outputs, self.calibration.weight_bits
-            )
+            style = replace(style, weight_bits=self.calibration.weight_bits)
             names = qdq.activations(model, style)
             if not names:
                 return None
