@@ -6,19 +6,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from merkit.errors import InvalidInputError
+from merkit.speech.snr import estimated_snr
 from merkit_training.runs import read_json, write_json
-from merkit_training.speech.hearing.cells import Hearing, run_hearing, slug
+from merkit_training.speech.hearing.cells import Hearing, chain_name, run_hearing, slug
 from merkit_training.speech.hearing.chain import chosen, pass_through
 from merkit_training.speech.hearing.conditions import Condition, conditions_of, under
 from merkit_training.speech.hearing.measure import chosen_clips, recognition, sound
 from merkit_training.speech.hearing.page import hearing_page
-from merkit_training.speech.hearing.plan import HearingStudy, read_hearing
+from merkit_training.speech.hearing.plan import TESTS, HearingStudy, read_hearing
+from merkit_training.speech.hearing.skipping import correlation, spared
 from merkit_training.speech.hearing.tools import Tools
 from merkit_training.speech.noise.levels import Wave, active_power, power
 from merkit_training.speech.noise.listen import Heard
@@ -208,6 +211,9 @@ def test_a_study_is_measured_once_resumes_and_becomes_a_page(
     assert "| 8 kHz | 0.3 |" in page
     fewer = hearing_page(replace(hearing, study=replace(study, thresholds=(0.1,))), SEEDS, 6)
     assert "| 8 kHz | 0.3 |" not in fewer, "thresholds need no new measurement"
+    assert page.count("| 16 kHz, from ") == 5 and "| from 35 dB |" in page
+    other = hearing_page(replace(hearing, study=replace(study, clean_from=(-5.0,))), SEEDS, 6)
+    assert "| 8 kHz, from -5 dB |" in other and "Not yet measured" not in other
 
 
 def test_another_model_or_study_is_measured_anew(study: HearingStudy, tmp_path: Path) -> None:
@@ -227,6 +233,83 @@ def test_another_model_or_study_is_measured_anew(study: HearingStudy, tmp_path: 
 def test_pages_of_nothing_name_what_is_missing(study: HearingStudy, tmp_path: Path) -> None:
     page = hearing_page(Hearing(study, tmp_path, tmp_path / "out"), (0,), 6)
     assert "Not yet measured: base; + augmentation" in page and "| base" not in page
+
+
+# skipping separation
+
+
+def cell(given: list[list[int]], texts: list[tuple[str, str, str]]) -> dict[str, Any]:
+    return {"truth": [0, 1, 2, 3], "given": [0] * 4, "heard": given, "texts": texts}
+
+
+def test_clean_sound_is_answered_for_as_it_was() -> None:
+    """Each clip's first class is the original's; the rule takes the second source of all."""
+    found = cell([[n, 4, n + 1] for n in range(4)], [("one", "x", "one")] * 4)
+    levels = [None, 9.9, 10.0, 40.0]
+    assert spared(found, levels, float("inf")) == [1, 2, 3, 4]
+    assert spared(found, levels, 10.0) == [1, 2, 2, 3]
+    assert spared(found, levels, -20.0) == [1, 1, 2, 3], "too little sound to tell is separated"
+
+
+def test_estimates_are_of_the_chains_sounds_and_not_of_a_seed(
+    study: HearingStudy, tmp_path: Path
+) -> None:
+    fake, model = Fake(), tmp_path / "model"
+    write_json(model / "bundle.json", {"name": "one"})
+    hearing = Hearing(study, tmp_path / "corpus", tmp_path / "out", model, fake.tools())
+    run_hearing(hearing, (0,), 1)
+    files = sorted(p.name for p in (tmp_path / "out" / study.name / "clean").iterdir())
+    assert len(files) == 9 and files[0] == "test_multi-ambient-10.json"
+    noisy, clean = (hearing.estimated("test_semi", key) for key in ("ambient:10", "clean"))
+    assert noisy is not None and clean is not None and len(noisy) == len(clean) == 4
+    assert noisy == [
+        round(estimated_snr(sound(clips(), i, Condition("ambient", 10.0))) or 0, 3)
+        for i in range(4)
+    ]
+    written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/*/clean/*")}
+    run_hearing(hearing, (1,), 1)
+    assert written == {p: p.stat().st_mtime_ns for p in written}
+    fewer = replace(hearing, study=replace(study, emotion_clips=2))
+    assert fewer.estimated("test_semi", "clean") is None
+    labelled = hearing_page(hearing, (0,), 6)
+    assert "## Skipping separation" in labelled
+
+
+def test_the_page_says_what_skipping_changes(study: HearingStudy, tmp_path: Path) -> None:
+    """A chain that is always right by its second source, and an estimate that knows the noise."""
+    model = tmp_path / "model"
+    write_json(model / "bundle.json", {"name": "one"})
+    only = replace(study, separators=study.separators[:1], clean_from=(15.0, 30.0))
+    hearing = Hearing(only, tmp_path / "corpus", tmp_path / "out", model, Fake().tools())
+    levels = {"clean": [31.0, 31.0, 31.0, None], "ambient:10": [9.0] * 4, "babble:10": [20.0] * 4}
+    right = [[n if key == "clean" else 5, 4, n] for key in ("", "clean") for n in range(4)]
+    for split in TESTS:
+        for key, told in levels.items():
+            hearing.estimate(split, key, lambda told=told: told)  # type: ignore[misc]
+            given = right[4:] if key == "clean" else right[:4]
+            for seed in SEEDS:
+                made = cell(given, [("one", "x", "one")] * 4)
+                hearing.measure(
+                    chain_name(only.separators[0], split, key), seed, lambda made=made: made  # type: ignore[misc]
+                )  # fmt: skip
+    page = hearing_page(hearing, SEEDS, 6)
+    assert "| from 15 dB | 75 | 0 | 100 |" in page
+    assert "| from 30 dB | 75 | 0 | 0 |" in page
+    perfect, wrong = "100.0 ± 0.0", "0.0 ± 0.0"
+    assert f"| 16 kHz, never | {perfect} | {perfect} | {perfect} | {perfect} |  |" in page
+    assert f"| 16 kHz, from 15 dB | {perfect} | {perfect} | {wrong} |" in page
+    assert "| -33.3 ± 0.0 worse |" in page
+    assert f"| 16 kHz, from 30 dB | {perfect} | {perfect} | {perfect} | {perfect} |  |" in page
+    assert "| ambient | 31.0 ± 0.0 | 9.0 ± 0.0 | 1.00 |" in page
+
+
+def test_ranks_are_correlated_as_scipy_does_it() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 5, 60), rng.integers(0, 9, 60).astype(float)
+    second += first
+    assert correlation(first, second) == pytest.approx(stats.spearmanr(first, second)[0])
+    assert np.isnan(correlation(first, np.ones(60)))
 
 
 def test_names_become_folders() -> None:
@@ -254,6 +337,7 @@ def test_the_projects_study_reads_and_its_rows_differ() -> None:
         (("sample_rate = 8000", "sample_rate = 44100"), "44100"),
         (("self_training = true", "self_training = 1"), "self_training"),
         (("clips = 300", 'clips = "all"'), "clips"),
+        (("clean_from = [10,", "clean_from = [100,"), "clean_from"),
         (("[tables.recognizer]", "[tables.recogniser]"), "recogniser"),
     ],
 )

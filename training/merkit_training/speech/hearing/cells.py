@@ -6,6 +6,7 @@ checkpoint, and what lies there after a kill is whole rows of the first seeds.
     OUT/<study>/seed-<n>/<row>/                run folders
     OUT/<study>/seed-<n>/<row>.json            what was measured of a row
     OUT/<study>/seed-<n>/chain/<separator>-<split>-<condition>.json
+    OUT/<study>/clean/<split>-<condition>.json  how clean the chain's sounds seem: of no seed
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import torch
 
 from merkit_training.recipe import Recipe
 from merkit_training.runs import CARD, read_json, write_json
-from merkit_training.speech.hearing.conditions import conditions_of
-from merkit_training.speech.hearing.measure import emotion, recognition
+from merkit_training.speech.hearing.conditions import Condition, conditions_of
+from merkit_training.speech.hearing.measure import cleanness, emotion, recognition
 from merkit_training.speech.hearing.plan import TESTS, HearingStudy, Row
 from merkit_training.speech.hearing.tools import REAL, Tools
 from merkit_training.speech.noise.listen import Listen
@@ -69,6 +70,19 @@ class Hearing:
             write_json(self.folder(seed) / f"{name}.json", found)
         return found
 
+    def estimated(self, split: str, condition: str) -> list[float | None] | None:
+        """How clean the sounds of the chain's cell (its condition's key) seem, in dB, None where
+        there is too little of one; None if that is not measured."""
+        path = self._clean(split, condition)
+        found = read_json(path) if path.exists() else {}
+        return list(found["estimates"]) if found.get("mark") == self._clean_mark else None
+
+    def estimate(self, split: str, condition: str, how: Callable[[], list[float | None]]) -> None:
+        """Writes down what `how` gives, unless it is `estimated`."""
+        if self.estimated(split, condition) is None:
+            found = {"mark": self._clean_mark, "estimates": how()}
+            write_json(self._clean(split, condition), found)
+
     def clips(self, split: str) -> Inputs:
         """The decoded clips of a split, kept beside those of other studies."""
         p = self.study.recipe_of(None, 0).preprocessing
@@ -84,11 +98,20 @@ class Hearing:
         told = [self._stated, model, seed]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
+    def _clean(self, split: str, condition: str) -> Path:
+        return self.out / self.study.name / "clean" / f"{split}-{condition.replace(':', '-')}.json"
+
+    @cached_property
+    def _clean_mark(self) -> str:
+        p = asdict(self.study.recipe_of(None, 0).preprocessing)
+        told = [corpus_mark(self.corpus), p, self.study.emotion_clips]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
     @cached_property
     def _stated(self) -> str:
         stated = asdict(self.study)
-        for words in ("title", "about", "seeds", "thresholds"):  # change the page, not the figures
-            del stated[words]
+        for words in ("title", "about", "seeds", "thresholds", "clean_from"):
+            del stated[words]  # they change the page, not the figures
         return json.dumps([stated, corpus_mark(self.corpus)], sort_keys=True)
 
 
@@ -104,6 +127,8 @@ def run_hearing(hearing: Hearing, seeds: Sequence[int], workers: int) -> None:
     """
     for split in hearing.splits:  # before the workers, which would each decode
         hearing.clips(split)
+    if hearing.model is not None:
+        _estimate(hearing)
     if workers == 1 or len(seeds) == 1:
         for seed in seeds:
             run_seed(hearing, seed)
@@ -185,6 +210,19 @@ def _listen(hearing: Hearing, row: Row, seed: int) -> Listen:
 def _stage(hearing: Hearing, recipe: Recipe, row: Row, stage: str, seed: int) -> dict[str, Any]:
     run = hearing.run_of(row, seed)
     return {"scores": hearing.tools.train(recipe, hearing.corpus, run, stage)}
+
+
+def _estimate(hearing: Hearing) -> None:
+    """How clean the chain's sounds seem, with and without noise: seconds, as nothing is trained."""
+    study = hearing.study
+    for split in TESTS:
+        clips = hearing.clips(split)
+        for c in conditions_of(study.snrs):
+
+            def seem(clips: Inputs = clips, c: Condition = c) -> list[float | None]:
+                return cleanness(clips, c, study.emotion_clips)
+
+            hearing.estimate(split, c.key, seem)
 
 
 def _chain(hearing: Hearing, model: Path, seed: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from merkit.speech.edits import edit_distance, normalised
+from merkit.speech.snr import estimated_snr
 from merkit_training.speech.hearing.chain import Punctuate, Separate, pass_through
 from merkit_training.speech.hearing.conditions import Condition, conditions_of, under
 from merkit_training.speech.hearing.tools import Judge
@@ -22,6 +23,11 @@ def chosen_clips(clips: Inputs, most: int) -> list[int]:
     if not most or most >= len(audible):
         return audible
     return [audible[int(i)] for i in np.linspace(0, len(audible) - 1, most)]
+
+
+def judged_clips(clips: Inputs, most: int) -> list[int]:
+    """Of `chosen_clips` those with a label."""
+    return [i for i in chosen_clips(clips, most) if int(clips.labels[i]) >= 0]
 
 
 def recognition(
@@ -59,7 +65,7 @@ def emotion(
         [n][3], those words.
     """
     marked = punctuate or (lambda text: text)
-    rows = [i for i in chosen_clips(clips, most) if int(clips.labels[i]) >= 0]
+    rows = judged_clips(clips, most)
     out: dict[str, Any] = {"truth": [], "given": [], "heard": [], "texts": []}
     for i in rows:
         crops = clips.arrays["crops"][i, : int(clips.arrays["face_count"][i, 0])]
@@ -74,6 +80,12 @@ def emotion(
         out["heard"].append(classes)
         out["texts"].append(list(passage.texts))
     return out
+
+
+def cleanness(clips: Inputs, condition: Condition, most: int) -> list[float | None]:
+    """How clean the sounds that `emotion` hears seem, in dB; None where there is too little."""
+    found = [estimated_snr(sound(clips, i, condition)) for i in judged_clips(clips, most)]
+    return [None if level is None else round(level, 3) for level in found]
 
 
 def sound(clips: Inputs, index: int, condition: Condition) -> Wave:

@@ -49,6 +49,7 @@ class HearingStudy:
     beam: Count = 5
     emotion_clips: Natural = 100  # of each test split, for the chain; 0: all
     thresholds: tuple[Share, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)  # of the selection rule
+    clean_from: tuple[Decibels, ...] = (10.0, 20.0, 25.0, 30.0, 35.0)  # estimates not to separate
 
     def recipe_of(self, row: Row | None, seed: int) -> Recipe:
         """The recipe of a row (None: of the study itself) under a seed; that of a row `like`
@@ -77,6 +78,7 @@ class _Plain:
     beam: Count = 5
     emotion_clips: Natural = 100
     thresholds: tuple[Share, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)
+    clean_from: tuple[Decibels, ...] = (10.0, 20.0, 25.0, 30.0, 35.0)
 
 
 def read_hearing(path: Path) -> HearingStudy:
