@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import queue
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from entries import decoded_entry
+from tritonclient.grpc import InferenceServerClient, InferInput
 
+from merkit.backends.base import strings
 from merkit.backends.breaker import CircuitBreaker
 from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle
 from merkit.errors import ServerUnavailableError
 from merkit.serving import ServeOptions, Server
 from merkit.serving.deployment import Deployment, QueuePolicy, StepDeployment
+from merkit.serving.lazy_model import CLIPS, NAME
 from merkit.serving.tritonserver import Installation
 
 HOST = Deployment(
@@ -101,3 +106,24 @@ def test_a_full_queue_turns_requests_away_in_words(server: Server) -> None:
     assert all("has too much to do" in answer for answer in turned_away)
     assert server.running()
     backend.close()
+
+
+def test_lazy_voting_has_a_queue_too(toy_bundle: Bundle, triton: Installation) -> None:
+    """It takes requests on by itself, so Triton's limits do not hold there; its own one does."""
+    patient = StepDeployment(max_batch_size=128, queue=QueuePolicy())
+    steps = {"fusion": replace(patient, queue_delay_us=3_000_000), "voting": patient}
+    host = Deployment(queue=QueuePolicy(max_size=2), steps=steps)
+    text = InferInput("text", [1, 1], "BYTES").set_data_from_numpy(strings("so glad!"))
+    answers: queue.Queue[object] = queue.Queue()
+    asked = CLIPS + 2 + 30
+    with (
+        Server(toy_bundle, ServeOptions(deployment=host), triton) as server,
+        InferenceServerClient(server.grpc.removeprefix("grpc://")) as client,
+    ):
+        for _ in range(asked):
+            client.async_infer(NAME, [text], lambda result, error: answers.put(error or result))
+        found = [answers.get(timeout=240) for _ in range(asked)]
+        refused = [str(answer) for answer in found if isinstance(answer, Exception)]
+        assert 0 < len(refused) <= 30
+        assert all("UNAVAILABLE" in text and "maximum queue size" in text for text in refused)
+        assert client.infer(NAME, [text]).as_numpy("label").size == 1

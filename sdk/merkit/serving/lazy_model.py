@@ -4,12 +4,13 @@ An ensemble runs every step; most clips are decided by half of the voters (`merk
 says whom it asks next). This model walks the same pipeline by calling the server's own models, so
 that what concurrent requests ask of an encoder still shares its batches. It answers when a clip is
 decided and holds up no other meanwhile: `execute` only hands requests over to threads, which spend
-their time waiting.
+their time waiting. So Triton sees no queue here that it could limit, and the limit is this model's.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ from merkit.backends.lazy import pull_votes, step_costs
 from merkit.backends.walk import Timed, Walk
 from merkit.bundle import Bundle
 from merkit.contract import Contract, StepSpec
-from merkit.errors import InferenceError, MerkitError
+from merkit.errors import DeadlineExceededError, InferenceError, MerkitError
 from merkit.pipeline import BYTES_IN, DECODED_IN, DETAIL, HEARD, OUTCOME, cut
 from merkit.serving.batching import wire
 from merkit.serving.config import Names, config_text
@@ -38,6 +39,7 @@ NAME = "merkit_lazy"
 INPUTS = tuple(dict.fromkeys((*BYTES_IN, *DECODED_IN)))
 """A clip's bytes and words, or what was decoded of it; each is optional."""
 CLIPS = 64  # that may be under way at once
+WAITING = 256  # that may wait for these, where the host's queues have no limit of their own
 STEPS = 2 * CLIPS  # threads for steps beside the clips' own
 
 
@@ -51,13 +53,20 @@ class LazyModel:
         self.contract = Contract.from_json(json.loads(parameters["contract"]), "config.pbtxt")
         self.costs: dict[str, float] = json.loads(parameters["costs"])
         self.models: dict[str, str] = json.loads(parameters["models"])
+        self.most = CLIPS + int(parameters.get("waiting", WAITING))
+        self._room = threading.BoundedSemaphore(self.most)
         self._clips = ThreadPoolExecutor(CLIPS, thread_name_prefix="clip")
         self._steps = ThreadPoolExecutor(STEPS, thread_name_prefix="step")
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Takes requests on; each is answered when its clip is decided."""
+        """Takes requests on while there is room, and answers each when its clip is decided; others
+        are refused as by a full queue."""
         for request in requests:
-            self._clips.submit(self._answer, request, request.get_response_sender())
+            sender = request.get_response_sender()
+            if self._room.acquire(blocking=False):
+                self._clips.submit(self._answer, request, sender)
+            else:
+                self._send(sender, self._refusal(f"Exceeds {FULL[0]}: {NAME} has {self.most}"))
 
     def finalize(self) -> None:
         """Waits for what is under way."""
@@ -86,9 +95,18 @@ class LazyModel:
         return {name: values[name] for name in asked}
 
     def _answer(self, request: Any, sender: Any) -> None:
+        try:
+            response = self._response(request, sender)
+        finally:
+            self._room.release()
+        self._send(sender, response)
+
+    def _response(self, request: Any, sender: Any) -> Any:
         import triton_python_backend_utils as pb
 
         try:
+            if sender.is_cancelled():  # while it waited
+                return failure(pb, DeadlineExceededError("nobody waits for this answer any more"))
             asked = set(request.requested_output_names())
             outputs = self.infer(self._inputs(request, pb))
             tensors = [
@@ -96,13 +114,21 @@ class LazyModel:
                 for name, value in outputs.items()
                 if name in asked
             ]
-            response = pb.InferenceResponse(output_tensors=tensors)
+            return pb.InferenceResponse(output_tensors=tensors)
         except RefusedError as error:
-            busy = pb.TritonError(str(error), pb.TritonError.UNAVAILABLE)
-            response = pb.InferenceResponse(output_tensors=[], error=busy)
+            return self._refusal(str(error))
         except Exception as error:  # else the request would never be answered
-            told = error if isinstance(error, MerkitError) else failed(NAME, error)
-            response = failure(pb, told)
+            return failure(pb, error if isinstance(error, MerkitError) else failed(NAME, error))
+
+    def _refusal(self, words: str) -> Any:
+        import triton_python_backend_utils as pb
+
+        busy = pb.TritonError(words, pb.TritonError.UNAVAILABLE)
+        return pb.InferenceResponse(output_tensors=[], error=busy)
+
+    def _send(self, sender: Any, response: Any) -> None:
+        import triton_python_backend_utils as pb
+
         sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _inputs(self, request: Any, pb: Any) -> dict[str, Array]:
@@ -143,14 +169,16 @@ class LazyModel:
         return np.ascontiguousarray(array)
 
 
-def lazy_config(bundle: Bundle, names: Names) -> str:
-    """The config.pbtxt of the model."""
+def lazy_config(bundle: Bundle, names: Names, waiting: int = 0) -> str:
+    """The config.pbtxt of the model; `waiting`: of how many requests beside `CLIPS`, 0 for
+    `WAITING`."""
     tensors = bundle.contract.tensors
     steps = {step.name: names.models[step.name] for step in bundle.contract.steps}
     parameters = {
         **bundle_parameters(bundle, names),
         "costs": json.dumps(step_costs(bundle), sort_keys=True),
         "models": json.dumps(steps, sort_keys=True),
+        **({"waiting": str(waiting)} if waiting else {}),
     }
     config = {
         "name": names.entry(NAME),
@@ -163,7 +191,7 @@ def lazy_config(bundle: Bundle, names: Names) -> str:
 
 
 class RefusedError(Exception):
-    """A model's queue turned a request away, in Triton's words, which clients understand."""
+    """A queue turned a request away, in Triton's words, which clients understand."""
 
 
 def raised(step: StepSpec, message: str) -> Exception:

@@ -141,7 +141,7 @@ def _files(bundle: Bundle, deployment: Deployment, names: Names) -> dict[str, st
     files[f"{folder}/config.pbtxt"] = constants_config(bundle, names)
     files[f"{folder}/1/model.py"] = MODEL_PY.format(module="constants", name="ConstantsModel")
     folder = names.entry(LAZY)
-    files[f"{folder}/config.pbtxt"] = lazy_config(bundle, names)
+    files[f"{folder}/config.pbtxt"] = lazy_config(bundle, names, deployment.queue.max_size)
     files[f"{folder}/1/model.py"] = MODEL_PY.format(module="lazy_model", name="LazyModel")
     for entry in rendered_entries(bundle.contract, deployment).values():
         folder = names.entry(entry.name)
