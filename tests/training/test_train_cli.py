@@ -128,6 +128,32 @@ def test_mistakes_are_one_line_and_status_2(
     assert message in error and error.count("\n") == 1
 
 
+STUDIES = Path(__file__).parents[2] / "training" / "studies"
+OF_MANY_SEEDS = [["study", f"{STUDIES}/audio-text.toml"], ["hear", f"{STUDIES}/hearing.toml"]]
+OF_ONE_SEED = [["selftrain", "{recipe}"], ["run", "{recipe}"]]
+NO_CORPUS = "there is no corpus at none; expected a folder that merkit-train synth wrote; run: "
+DIFFERENT = "expected different numbers that are not negative"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "message"),
+    [
+        *((c, "", NO_CORPUS) for c in OF_MANY_SEEDS + OF_ONE_SEED),
+        *((c, "--seeds 1 1", f"--seeds are [1, 1]; {DIFFERENT}") for c in OF_MANY_SEEDS),
+        *((c, "--seeds -1", f"--seeds are [-1]; {DIFFERENT}") for c in OF_MANY_SEEDS),
+        *((c, "--workers 0", "--workers is 0; expected 1 or more") for c in OF_MANY_SEEDS),
+        *((c, "--seed -1", "--seed is -1; expected a number that is not") for c in OF_ONE_SEED),
+    ],
+)
+def test_the_same_mistake_gets_the_same_answer_from_every_command(
+    command: list[str], option: str, message: str, recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    line = [part.format(recipe=recipe) for part in command]
+    assert cli.main([*line, "--corpus", "none", "--out", "x", *option.split()]) == 2
+    assert capsys.readouterr().err.startswith(f"merkit-train: {message}")
+
+
 def test_a_missing_extra_is_named(recipe: Path, corpus: Path, tmp_path: Path) -> None:
     arguments = ["run", str(recipe), "--corpus", str(corpus), "--out", str(tmp_path / "run")]
     code = (

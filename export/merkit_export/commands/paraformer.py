@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from merkit_export.commands.foreign import add_writer
 
 if TYPE_CHECKING:
     from merkit_export.commands import Commands
@@ -12,21 +13,8 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Adds the command."""
-    parser = commands.add_parser(
-        "paraformer",
-        help="write a recogniser as other tools read it",
-        description="Writes model.onnx, config.yaml, am.mvn, tokens.json and tokens.txt: what "
-        "funasr-onnx and sherpa-onnx run.",
-    )
-    parser.add_argument(
-        "source", type=Path, metavar="SOURCE",
-        help="a run with the stage recognizer, or a FunASR folder (config.yaml, model.pt, ...)",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument(
-        "--torch", action="store_true", help="write FunASR's own model.pt in place of model.onnx"
-    )
-    parser.set_defaults(command=_write)
+    files = "model.onnx, config.yaml, am.mvn, tokens.json and tokens.txt"
+    add_writer(commands, "paraformer", "recogniser", "recognizer", files, _write)
 
 
 def _write(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merkit.errors import InvalidInputError
+from merkit_training.commands.common import check_counts, give_page
 
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
@@ -37,11 +38,8 @@ def _ablate(arguments: argparse.Namespace) -> None:
     from merkit_training.fusion.ablation import ablation_page, run_ablation
     from merkit_training.fusion.dataset import classes_in, read_features
     from merkit_training.fusion.groups import check_voter, foreign
-    from merkit_training.runs import write_bytes
 
-    for name in ("seeds", "epochs"):
-        if getattr(arguments, name) < 1:
-            raise InvalidInputError(f"--{name} is {getattr(arguments, name)}", "1 or more")
+    check_counts(arguments, "seeds", "epochs")
     there = tuple(read_features(arguments.run / "features" / "train").groups)
     asked = arguments.groups or ("+".join(there) if foreign(there) else "a+t+v")
     try:
@@ -54,7 +52,4 @@ def _ablate(arguments: argparse.Namespace) -> None:
     options = (groups, seeds, arguments.epochs, classes)
     run_ablation(arguments.run, arguments.out, *options)
     page = ablation_page(arguments.run, arguments.out, *options)
-    if arguments.page is None:
-        print(page, end="")
-    else:
-        write_bytes(arguments.page, page.encode())
+    give_page(page, arguments.page)

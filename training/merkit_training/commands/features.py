@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merkit.errors import InvalidInputError
+from merkit_training.commands.common import check_counts
 
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
@@ -72,10 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _features(arguments: argparse.Namespace) -> None:
-    for option in ("images", "batch", "threads", "processes"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise InvalidInputError(f"--{option} is {value}", "1 or more", "correct it")
+    check_counts(arguments, "images", "batch", "threads", "processes")
     if arguments.ray < 0:
         raise InvalidInputError(f"--ray is {arguments.ray}", "1 or more", "correct it")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (arguments.ray or arguments.processes > 1):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merkit.errors import InvalidInputError
+from merkit_training.commands.common import with_seed
 
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
@@ -119,8 +120,4 @@ def _recipe(a: argparse.Namespace) -> Recipe:
         recipe = recipe_from(read_json(a.run / "recipe.json"))
     else:
         recipe = recipe_from({"run": {"name": a.out.resolve().name}})
-    if a.seed is None:
-        return recipe
-    if a.seed < 0:
-        raise InvalidInputError(f"--seed is {a.seed}", "a number that is not negative")
-    return recipe.with_seed(a.seed)
+    return with_seed(recipe, a.seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merkit.errors import InvalidInputError
+from merkit_training.commands.common import check_corpus, check_counts, check_seeds, give_page
 
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
@@ -38,15 +39,13 @@ def _hear(arguments: argparse.Namespace) -> None:
 
     study = read_hearing(arguments.study)
     seeds = arguments.seeds or list(range(study.seeds))
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InvalidInputError(f"--seeds are {seeds}", "different numbers that are not negative")
-    if arguments.workers < 1:
-        raise InvalidInputError(f"--workers is {arguments.workers}", "at least 1")
-    for path, what in ((arguments.corpus, "corpus"), (arguments.model, "model")):
-        if path is not None and not path.is_dir():
-            raise InvalidInputError(f"there is no {what} at {path}", "a folder", "correct the path")
+    check_seeds(seeds)
+    check_counts(arguments, "workers")
+    check_corpus(arguments.corpus)
+    if arguments.model is not None and not arguments.model.is_dir():
+        found = f"there is no model at {arguments.model}"
+        raise InvalidInputError(found, "a folder", "correct the path")
     from merkit_training.labels import classes_of
-    from merkit_training.runs import write_bytes
     from merkit_training.speech.hearing.cells import Hearing, run_hearing
     from merkit_training.speech.hearing.page import hearing_page
 
@@ -54,8 +53,4 @@ def _hear(arguments: argparse.Namespace) -> None:
     if not arguments.only_page:
         run_hearing(hearing, seeds, arguments.workers)
     page = hearing_page(hearing, seeds, len(classes_of(arguments.corpus)))
-    if arguments.page is None:
-        print(page, end="")
-        return
-    write_bytes(arguments.page, page.encode())
-    print(f"the page is at {arguments.page}")
+    give_page(page, arguments.page)

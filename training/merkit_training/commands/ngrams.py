@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merkit.errors import InvalidInputError
+from merkit_training.commands.common import check_counts
 
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
@@ -46,8 +47,7 @@ def _ngrams(arguments: argparse.Namespace) -> None:
 
     if not arguments.estimate and not arguments.perplexity:
         raise InvalidInputError("there is nothing to do", "--estimate or --perplexity, or both")
-    if arguments.memory < 1:
-        raise InvalidInputError(f"--memory is {arguments.memory}", "1 or more")
+    check_counts(arguments, "memory")
     vocabulary = Vocabulary.load(arguments.tokens) if arguments.tokens else None
     if arguments.estimate:
         words = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from merkit.errors import InvalidInputError
 from merkit_training import processes
+from merkit_training.commands.common import check_corpus, check_counts, with_seed
 from merkit_training.stages import STAGES, is_asked, is_shared, stage_function
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if arguments.processes < 1:
-        raise InvalidInputError(f"--processes is {arguments.processes}", "1 or more")
+    check_counts(arguments, "processes")
     if arguments.processes > 1 and processes.count() == 1:
         return processes.launch(arguments.processes, arguments.argv)
     processes.end_with_starter()
@@ -54,10 +54,7 @@ def _run(arguments: argparse.Namespace) -> None:
             "a [fusion] table without groups",
             "remove groups, or fuse features of other encoders: merkit-train fuse",
         )
-    if arguments.seed is not None:
-        if arguments.seed < 0:
-            raise InvalidInputError(f"--seed is {arguments.seed}", "a number that is not negative")
-        recipe = recipe.with_seed(arguments.seed)
+    recipe = with_seed(recipe, arguments.seed)
     if arguments.clips is not None:
         from merkit_training.commands.prepare import prepare_and_tell
 
@@ -65,12 +62,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if processes.is_main():
             prepare_and_tell(arguments.clips, arguments.corpus, recipe)
         processes.join()
-    if not arguments.corpus.is_dir():
-        raise InvalidInputError(
-            f"there is no corpus at {arguments.corpus}",
-            "a folder that merkit-train synth wrote",
-            f"run: merkit-train synth {arguments.corpus} --recipe {arguments.recipe}",
-        )
+    check_corpus(arguments.corpus, arguments.recipe)
     from merkit_training.runs import RunCard
     from merkit_training.speech.hearing.parts import check_asked
 

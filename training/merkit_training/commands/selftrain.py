@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merkit.errors import InvalidInputError
+from merkit_training.commands.common import check_corpus, with_seed
 
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
@@ -33,17 +33,8 @@ def add(commands: Commands) -> None:
 def _selftrain(arguments: argparse.Namespace) -> None:
     from merkit_training.recipe import load_recipe
 
-    recipe = load_recipe(arguments.recipe)
-    if arguments.seed is not None:
-        if arguments.seed < 0:
-            raise InvalidInputError(f"--seed is {arguments.seed}", "a number that is not negative")
-        recipe = recipe.with_seed(arguments.seed)
-    if not arguments.corpus.is_dir():
-        raise InvalidInputError(
-            f"there is no corpus at {arguments.corpus}",
-            "a folder that merkit-train synth wrote",
-            f"run: merkit-train synth {arguments.corpus} --recipe {arguments.recipe}",
-        )
+    recipe = with_seed(load_recipe(arguments.recipe), arguments.seed)
+    check_corpus(arguments.corpus, arguments.recipe)
     from merkit_training.speech.noise.rounds import train_in_rounds
 
     outcome = train_in_rounds(recipe, arguments.corpus, arguments.out, arguments.sounds)

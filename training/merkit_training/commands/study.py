@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merkit.errors import InvalidInputError
+from merkit_training.commands.common import check_corpus, check_counts, check_seeds, give_page
 
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
@@ -34,16 +34,9 @@ def _study(arguments: argparse.Namespace) -> None:
 
     study = read_study(arguments.study)
     seeds = arguments.seeds or list(range(study.seeds))
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InvalidInputError(f"--seeds are {seeds}", "different numbers that are not negative")
-    if arguments.workers < 1:
-        raise InvalidInputError(f"--workers is {arguments.workers}", "at least 1")
-    if not arguments.corpus.is_dir():
-        raise InvalidInputError(
-            f"there is no corpus at {arguments.corpus}",
-            "a folder that merkit-train synth wrote",
-            f"run: merkit-train synth {arguments.corpus} --recipe training/recipes/tiny.toml",
-        )
+    check_seeds(seeds)
+    check_counts(arguments, "workers")
+    check_corpus(arguments.corpus)
     from merkit_training.labels import classes_of
     from merkit_training.studies.cells import cells_of, run_study
     from merkit_training.studies.page import study_page
@@ -53,11 +46,4 @@ def _study(arguments: argparse.Namespace) -> None:
     if not arguments.only_page:
         run_study(cells, arguments.workers)
     page = study_page(study, cells, len(classes_of(arguments.corpus)))
-    if arguments.page is None:
-        print(page, end="")
-        return
-    arguments.page.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arguments.page.with_name(arguments.page.name + ".tmp")
-    temporary.write_text(page, "utf-8")
-    temporary.replace(arguments.page)
-    print(f"the page is at {arguments.page}")
+    give_page(page, arguments.page)

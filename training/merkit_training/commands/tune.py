@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merkit.errors import InvalidInputError
+from merkit_training.commands.common import check_counts
 
 if TYPE_CHECKING:
     from merkit_training.commands import Commands
@@ -54,8 +55,7 @@ def _tune(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise InvalidInputError(f"--voters: {error}", "such as a+t+v") from None
     if arguments.epochs is not None:
-        if arguments.epochs < 1:
-            raise InvalidInputError(f"--epochs is {arguments.epochs}", "1 or more")
+        check_counts(arguments, "epochs")
         base = replace(base, epochs=arguments.epochs)
     out = arguments.out or arguments.run / "tuning"
     classes = len(classes_in(arguments.run, arguments.corpus))
