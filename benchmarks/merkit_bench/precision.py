@@ -1,53 +1,50 @@
 """`python -m merkit_bench.precision`: encoders in every precision against PyTorch, in one run.
 
 On a shared machine only ratios within one run mean anything, so PyTorch (float32, bfloat16) and
-every ONNX file take turns on the same inputs. Weights are random (of the recipe's shapes): speed
-and size are real, answers are not, so the cosine to PyTorch stands where a metric would.
+every ONNX file take turns on the same inputs (`precision_times`). Weights are random (of the
+recipe's shapes): speed and size are real, answers are not, so the cosine to PyTorch stands where a
+metric would. Then the whole pipeline, decoding included, with each encoder as it was found fastest.
+
+What is made and measured is kept below --work, encoder by encoder: after an interruption the same
+command goes on. The words are given, so the chain that hears them is left out on both sides.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
-
 from merkit import Clip
-from merkit.backends.embedded import EmbeddedBackend
-from merkit.bundle import MANIFEST, Bundle, open_bundle, write_manifest
+from merkit.bundle import Bundle, sha256_file
 from merkit.contract import StepSpec
 from merkit.entry import decoded_entry
-from merkit.errors import MerkitError
+from merkit.errors import InvalidInputError, MerkitError
 from merkit.media.limits import Limits
-from merkit.ragged import graph_feed
 from merkit_bench.contest import contest
-from merkit_bench.openvino import OpenVino
 from merkit_bench.precision_page import write
+from merkit_bench.precision_parts import (
+    Candidate,
+    Workshop,
+    best,
+    kept,
+    reference,
+    untrained,
+)
 from merkit_bench.summary import machine, percentiles
-from merkit_export.build import build, take_files
-from merkit_export.origin import Origin, read_origin
-from merkit_export.precision.choose import Choice, Plan, choose
-from merkit_export.precision.kinds import REFERENCE, searched_steps, target
-from merkit_export.precision.variants import Maker, variant
-from merkit_export.storage import file_bytes
-from merkit_export.walk import Values, bundle_steps, walk
+from merkit_export.origin import read_origin
+from merkit_export.precision.kinds import REFERENCE, searched_steps
 
 SAMPLE = Path("docs/media/sample.mp4")
-GEMM_SIDE = 1536
-GEMM_ROUNDS = 12
-Run = Callable[[], NDArray[Any]]
+PACKAGES = ("torch", "onnxruntime")
 
 
-def main() -> int:
-    """Builds what is missing below --work, times it, writes precision.json and precision.md."""
+def main(argv: list[str] | None = None) -> int:
+    """Makes what is missing below --work, times it, writes precision.json and precision.md."""
     parser = argparse.ArgumentParser(prog="merkit_bench.precision", description=__doc__)
     parser.add_argument("--recipe", type=Path, default=Path("training/recipes/base.toml"))
     parser.add_argument(
@@ -57,11 +54,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--openvino", type=Path, help="a Python that has onnxruntime-openvino")
-    parser.add_argument("--only", nargs="+", default=(), metavar="STEP", help="these encoders")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="STEP",
+        help="these encoders; others are on the page if they were measured before, and the whole "
+        "pipeline waits until all are",
+    )  # fmt: skip
+    parser.add_argument(
+        "--make", action="store_true", help="only make what is to be timed, on busy cores, say"
+    )
+    parser.add_argument("--again", action="store_true", help="time anew what was timed before")
     parser.add_argument(
         "--smallest", action="store_true", help="the tiny recipe, two rounds: does it work at all?"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.smallest:
         args.recipe, args.rounds = Path("training/recipes/tiny.toml"), 2
     try:
@@ -69,187 +74,150 @@ def main() -> int:
     except MerkitError as error:
         print(f"merkit_bench.precision: {error}", file=sys.stderr)
         return 2
-    print(write(result, args.work))
+    if result is not None:
+        print(write(result, args.work))
     return 0
 
 
-def bench(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything on checked arguments, as plain values."""
-    import torch
-
-    torch.set_num_threads(args.threads)
-    run = _untrained(args.recipe, args.work / "run")
-    reference = _reference(run, args.work / "reference")
-    plan = Plan("cpu", threads=args.threads)
-    choice = choose(reference, plan, args.work / "search", print)
-    best = _best(reference, choice, args.work / "best")
-    origin = read_origin(run)
-    inputs = _inputs(reference, args.clip)
-    steps = [s for s in searched_steps(reference.contract) if not args.only or s.name in args.only]
-    peaks = {"fp32": gemm_peak(torch.float32), "bf16": gemm_peak(torch.bfloat16)}
+def bench(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Everything on checked arguments, as plain values; None where nothing was to be timed."""
+    say = Clock()
+    say("weights")
+    run = untrained(args.recipe, args.work / "run")
+    say("graphs in float32")
+    bundle = reference(run, args.work / "reference", say)
+    steps = searched_steps(bundle.contract)
+    if unknown := set(args.only) - {step.name for step in steps}:
+        raise InvalidInputError(
+            f"--only {' '.join(unknown)}", f"some of {', '.join(s.name for s in steps)}"
+        )
     encoders = {}
     for step in steps:
-        files = _files(reference, choice, step, plan, args.work / "search")
-        encoders[step.name] = _encoder(step, origin, reference, files, inputs, args)
-    words = args.clip.with_suffix(".txt")
-    text = words.read_text("utf-8").strip() if words.exists() else None
-    tallies = contest(("torch", "embedded"), [(args.clip, text)], args.rounds, best.root, run,
-                      args.threads)  # fmt: skip
-    whole = {name: percentiles(tally.total_ms) for name, tally in tallies.items()}
+        found = _encoder(step, run, bundle, args, say)
+        if found is not None:
+            encoders[step.name] = found
+    if args.make or not encoders:
+        return None
+    chosen = {name: fastest(found) for name, found in encoders.items()}
+    whole = {}
+    if len(encoders) == len(steps):
+        whole = _whole(run, bundle, chosen, args, say)
     about = {"recipe": args.recipe.stem, "rounds": args.rounds, "threads": args.threads}
+    about |= {name: version(name) for name in PACKAGES}
     return {
         "about": {**about, **machine()},
-        "gemm_gflops": peaks,
         "encoders": encoders,
-        "chosen": dict(choice.outcome.chosen),
+        "chosen": chosen,
         "whole": whole,
     }
 
 
-def _untrained(recipe: Path, run: Path) -> Path:
-    from merkit_training.recipe import load_recipe
-    from merkit_training.untrained import write_untrained_run
-
-    if not (run / "tokenizer" / "tokenizer.json").exists():  # written last
-        write_untrained_run(load_recipe(recipe), run)
-    return run
-
-
-def _reference(run: Path, out: Path) -> Bundle:
-    return open_bundle(out) if (out / MANIFEST).exists() else build(run, out)
-
-
-def _best(reference: Bundle, choice: Choice, out: Path) -> Bundle:
-    """The bundle with every file that was chosen; what stays as it was is a link."""
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(reference.root, out, copy_function=os.link)
-    copied = Bundle(out, reference.contract, reference.manifest)
-    digests = dict(reference.manifest["step_digests"])
-    take_files(copied, choice.files, digests)
-    details = {**reference.manifest, "precision": choice.precision}
-    for key in ("schema", "contract_id", "bundle_id", "step_digests", "content", "contract"):
-        del details[key]
-    return write_manifest(out, reference.contract, digests, details)
-
-
-def _inputs(reference: Bundle, path: Path) -> Values:
-    """What every encoder reads of the clip."""
-    words = path.with_suffix(".txt")
-    text = words.read_text("utf-8").strip() if words.exists() else "I did not expect that!"
-    preprocessing = reference.contract.preprocessing
-    entry = decoded_entry(Clip(path, text), preprocessing, Limits(), None, keep_frames=False)
-    backend = EmbeddedBackend(reference, ["cpu"], 1)
-    try:
-        wanted = {n for step in searched_steps(reference.contract) for n in step.inputs}
-        return walk(reference.contract, bundle_steps(backend), entry.tensors, sorted(wanted))
-    finally:
-        backend.close()
-
-
-def _files(
-    reference: Bundle, choice: Choice, step: StepSpec, plan: Plan, work: Path
-) -> dict[str, Path]:
-    """Every candidate that was made of a step, whether chosen or not; others, of runs before, may
-    lie beside them."""
-    maker = Maker(reference, target(plan.target), plan.calibration, lambda _: [], work, 1)
-    tried = (t.precision for t in choice.outcome.trials if t.step == step.name and not t.refused)
-    return {name: maker.path(step.name, name) for name in (REFERENCE, *tried)}
+def fastest(found: dict[str, Any]) -> str:
+    """Of an encoder's candidates that pass the gate of random weights, the fastest."""
+    passed = [c["precision"] for c in found["candidates"].values() if c["passes"]]
+    return min(passed, key=lambda name: float(found["contenders"][name]["p50"]))
 
 
 def _encoder(
-    step: StepSpec,
-    origin: Origin,
-    reference: Bundle,
-    files: Mapping[str, Path],
-    inputs: Values,
-    args: argparse.Namespace,
-) -> dict[str, Any]:
-    """Times one encoder everywhere; only its own weights are in memory."""
-    given = {name: inputs[name] for name in step.inputs}
-    runs, flops = _torch_runs(step, origin, given)
-    backends = []
-    for name, path in files.items():
-        runs[name] = _onnx_run(reference, step, path, args.threads, given)
-    if args.openvino:
-        feed = graph_feed(step, [given])
-        for hint in ("f32", "bf16"):
-            worker = OpenVino(args.openvino, files[REFERENCE], feed, hint, args.threads)
-            backends.append(worker)
-            runs[f"openvino {hint}"] = worker
-    try:
-        want = runs["torch fp32"]()
-        cosines = {name: _cosine(run(), want) for name, run in runs.items()}
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in tqdm(range(args.rounds + 1), desc=step.name):
-            for name in runs if turn % 2 else reversed(runs):
-                start = time.perf_counter()
-                runs[name]()
-                times[name].append(1e3 * (time.perf_counter() - start))
-    finally:
-        for worker in backends:
-            worker.close()
-    sizes = {name: file_bytes(path) for name, path in files.items()}
-    return {
-        "gflop": flops / 1e9,
-        "contenders": {
-            name: {**percentiles(ms[1:]), "cosine": cosines[name], "bytes": sizes.get(name)}
-            for name, ms in times.items()
-        },
+    step: StepSpec, run: Path, bundle: Bundle, args: argparse.Namespace, say: Clock
+) -> dict[str, Any] | None:
+    """An encoder's candidates and their times; None if it is not asked for and was not timed."""
+    from merkit_bench.precision_times import Conditions, time_encoder
+
+    asked = not args.only or step.name in args.only
+    workshop = Workshop(bundle, args.work / "candidates", args.threads)
+    made, timed = (args.work / "measured" / f"{step.name}.{kind}.json" for kind in ("made", "time"))
+    facts = workshop.facts(step)
+    conditions = Conditions(args.rounds, args.threads, args.openvino)
+    of_times = {
+        **facts,
+        **_conditions(args),
+        "openvino": str(args.openvino) if args.openvino else None,
     }
+    try:
+        if not asked and not (made.exists() and timed.exists()):
+            return None
+        found = kept(made, facts, lambda: _plain(workshop.candidates(step, say)), say)
+        if args.make:
+            return None
+        if args.again and asked:
+            timed.unlink(missing_ok=True)
+        files = {n: workshop.path(step, n) for n, c in found.items() if not c["refused"]}
+        inputs = _inputs(workshop, step, args.clip)
+    finally:
+        workshop.close()
+    times = kept(
+        timed,
+        of_times,
+        lambda: time_encoder(step, read_origin(run), bundle, files, inputs, conditions),
+        say,
+    )
+    return {**times, "candidates": found}
 
 
-def _torch_runs(step: StepSpec, origin: Origin, given: Values) -> tuple[dict[str, Run], int]:
-    import copy
-
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    module = origin.modules[step.name].eval()
-    brain = copy.deepcopy(module).to(torch.bfloat16)
-    tensors = [torch.from_numpy(np.array(given[name])) for name in step.inputs]
-    halves = [t.to(torch.bfloat16) if t.is_floating_point() else t for t in tensors]
-
-    def run(module: torch.nn.Module, arguments: list[torch.Tensor]) -> Run:
-        def once() -> NDArray[Any]:
-            # autocast lets products of mixed types meet; in float32 it is off
-            with torch.inference_mode(), torch.autocast("cpu", enabled=module is brain):
-                made = module(*arguments)
-            first = made[0] if isinstance(made, tuple) else made
-            return np.asarray(first.float().numpy())
-
-        return once
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*tensors)
-    runs = {"torch fp32": run(module, tensors), "torch bf16": run(brain, halves)}
-    return runs, int(counter.get_total_flops())
+def _plain(made: dict[str, Candidate]) -> dict[str, Any]:
+    return {name: {**vars(c), "passes": c.passes} for name, c in made.items()}
 
 
-def _onnx_run(reference: Bundle, step: StepSpec, path: Path, threads: int, given: Values) -> Run:
-    from merkit.backends.sessions import SHORT_NAMES, open_session
-    from merkit.ort import import_onnxruntime
-
-    bundle = variant(reference, {step.name: path})
-    session = open_session(import_onnxruntime(), bundle, step, [SHORT_NAMES["cpu"]], threads)
-    return lambda: np.asarray(session(given)[step.outputs[0]])
+def _conditions(args: argparse.Namespace) -> dict[str, Any]:
+    """What times depend on beside the files."""
+    facts = {"rounds": args.rounds, "threads": args.threads, "clip": sha256_file(args.clip)}
+    return {**facts, **machine(), **{name: version(name) for name in PACKAGES}}
 
 
-def gemm_peak(dtype: Any) -> float:
-    """Best GFLOP/s of a large matrix product: what no graph of products can exceed."""
-    import torch
-
-    a, b = (torch.randn(GEMM_SIDE, GEMM_SIDE).to(dtype) for _ in range(2))
-    best = np.inf
-    for _ in range(GEMM_ROUNDS):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return float(2 * GEMM_SIDE**3 / best / 1e9)
+def _words(clip: Path) -> str:
+    words = clip.with_suffix(".txt")
+    return words.read_text("utf-8").strip() if words.exists() else "I did not expect that!"
 
 
-def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
-    a, b = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+def _inputs(workshop: Workshop, step: StepSpec, path: Path) -> dict[str, Any]:
+    """What an encoder reads of the clip."""
+    judge = workshop.judge
+    clip = Clip(path, _words(path))
+    entry = decoded_entry(clip, judge.contract.preprocessing, Limits(), None, keep_frames=False)
+    return judge.inputs(step.name, entry.tensors)
+
+
+def _whole(
+    run: Path, bundle: Bundle, chosen: dict[str, str], args: argparse.Namespace, say: Clock
+) -> dict[str, Any]:
+    """Clip to answer: PyTorch, and the bundle with each encoder as chosen."""
+    workshop = Workshop(bundle, args.work / "candidates", args.threads)
+    files = {
+        name: workshop.path(bundle.contract.step(name), precision)
+        for name, precision in chosen.items()
+        if precision != REFERENCE
+    }
+    workshop.close()
+    path = args.work / "measured" / "whole.json"
+    if args.again:
+        path.unlink(missing_ok=True)
+
+    def measure() -> dict[str, Any]:
+        say("the bundle as chosen")
+        made = best(bundle, files, {s: p for s, p in chosen.items() if s in files},
+                    args.work / "best")  # fmt: skip
+        say("the whole pipeline, in turns")
+        tallies = contest(("torch", "embedded"), [(args.clip, _words(args.clip))], args.rounds,
+                          made.root, run, args.threads)  # fmt: skip
+        return {
+            name: {**percentiles(tally.total_ms), "peak_mb": tally.peak_mb}
+            for name, tally in tallies.items()
+        }
+
+    facts = {"chosen": chosen, "graphs": dict(bundle.manifest["step_digests"]), **_conditions(args)}
+    found: dict[str, Any] = kept(path, facts, measure, say)
+    return found
+
+
+class Clock:
+    """Says what is being done, and since when."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        print(f"[{time.monotonic() - self._begun:6.0f} s] {what}", flush=True)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def build(
     recover(out)
     _refuse_foreign(out)
     origin = read_origin(run)
-    details = _details(origin, name)
+    details = manifest_details(origin, name)
     if plan is not None:
         check_corpus(plan, details["provenance"]["data"]["card_sha256"])
     with beside(out) as folder:
@@ -148,7 +148,7 @@ def _work(out: Path) -> Path:
     return out.parent / f".{out.name}.precision"
 
 
-def _details(origin: Origin, name: str | None) -> dict[str, Any]:
+def manifest_details(origin: Origin, name: str | None) -> dict[str, Any]:
     """What the manifest says beside contract and content."""
     facts = provenance(origin)
     notice = None
@@ -183,18 +183,36 @@ def _size(folder: Path, bundle: Bundle) -> str:
     return f"{len(files)} files, {plain / 1e6:.2f} MB; {stored / 1e6:.2f} MB as git stores it{note}"
 
 
-def export_steps(origin: Origin, folder: Path, say: Report = print) -> dict[str, str]:
-    """Writes every content file below `folder`; the digest of each step that has any."""
+def export_steps(
+    origin: Origin,
+    folder: Path,
+    say: Report = print,
+    kept: Mapping[str, str] | None = None,
+    wrote: Callable[[dict[str, str]], None] | None = None,
+) -> dict[str, str]:
+    """Writes every content file below `folder`; the digest of each step that has any.
+
+    Args:
+        origin: the run.
+        folder: where to.
+        say: receives progress, one line at a time.
+        kept: digests of graphs that lie in `folder` already, and are not written again.
+        wrote: is told all digests after each graph.
+    """
     contract = origin.contract
     digests = _resources(origin, folder)
-    example = _example(origin)
-    for spec in onnx_steps(contract):
+    waiting = [spec for spec in onnx_steps(contract) if spec.name not in (kept or {})]
+    example = _example(origin) if waiting else {}
+    digests |= kept or {}
+    for spec in waiting:
         started = time.monotonic()
         path = folder / spec.name / "1" / "model.onnx"
         made = shards.export(origin.modules[spec.name], spec, contract, example, path)
         digests[spec.name] = made.digest
         seconds = time.monotonic() - started
         say(f"{spec.name:20} {made.size / 1e6:6.2f} MB {made.nodes:5} nodes {seconds:6.1f} s")
+        if wrote is not None:
+            wrote(digests)
     return digests
 
 

@@ -1,54 +1,158 @@
-"""The precision benchmark's page: every row against PyTorch of the same run."""
+"""The precision benchmark: what it keeps, what it takes, and its page."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
-from merkit.bundle import Bundle
-from merkit_bench.precision import _files
+import pytest
+from conftest import REPOSITORY
+
+from merkit.bundle import Bundle, onnx_steps
+from merkit.contract import StepSpec
+from merkit.errors import InvalidInputError
+from merkit_bench.precision import fastest
 from merkit_bench.precision_page import write
-from merkit_export.precision.choose import Choice, Plan
-from merkit_export.precision.kinds import target
-from merkit_export.precision.search import Trial
-from merkit_export.precision.variants import Maker
+from merkit_bench.precision_parts import (
+    Candidate,
+    best,
+    kept,
+    reference,
+    untrained,
+    without_chain,
+)
+from merkit_export import shards
+from merkit_training.recipe import load_recipe
+from merkit_training.runs import write_json
+
+BASE = REPOSITORY / "training" / "recipes" / "base.toml"
 
 
-def row(p50: float, size: int | None = None) -> dict[str, object]:
-    return {"p50": p50, "p95": p50, "p99": p50, "cosine": 0.999, "bytes": size}
+def row(p50: float) -> dict[str, float]:
+    return {"p50": p50, "p95": p50, "p99": p50, "cosine": 0.999}
+
+
+def encoder() -> dict[str, Any]:
+    made = [
+        Candidate("fp32", 4_000_000),
+        Candidate("fp32-fused", 4_000_000, 1.0),
+        Candidate("int8-qdq", 1_000_000, 0.998),
+        Candidate("int8-weight", 1_100_000, 0.9),
+        Candidate("int4-weight", refused="too small"),
+    ]
+    times = {"torch fp32": 100.0, "torch bf16": 50.0, "fp32": 80.0, "fp32-fused": 75.0}
+    times |= {"int8-qdq": 25.0, "int8-weight": 20.0}
+    return {
+        "gflop": 4.0,
+        "gemm_gflops": {"fp32": 100.0, "bf16": 300.0},
+        "contenders": {name: row(ms) for name, ms in times.items()},
+        "candidates": {c.precision: {**vars(c), "passes": c.passes} for c in made},
+    }
+
+
+def test_the_fastest_that_passes_is_taken() -> None:
+    found = encoder()
+    assert fastest(found) == "int8-qdq"  # weights alone are faster, and bend features too far
+    found["contenders"]["int8-qdq"] = row(90.0)
+    assert fastest(found) == "fp32-fused"
 
 
 def test_the_page_compares_with_torch(tmp_path: Path) -> None:
-    contenders = {
-        "torch fp32": row(100.0),
-        "fp32": row(80.0, 4_000_000),
-        "int8-qdq": row(25.0, 1_000_000),
-    }
+    about = {"recipe": "base", "rounds": 3, "threads": 2, "cpu": "c", "cores": 2}
     result = {
-        "about": {"recipe": "base", "rounds": 3, "threads": 2, "cpu": "c", "cores": 2},
-        "gemm_gflops": {"fp32": 100.0, "bf16": 300.0},
-        "encoders": {"face_encoder": {"gflop": 4.0, "contenders": contenders}},
-        "chosen": {"face_encoder": "int8-qdq", "text_encoder": "fp32"},
-        "whole": {"torch": row(300.0), "embedded": row(100.0)},
+        "about": {**about, "torch": "2", "onnxruntime": "1"},
+        "encoders": {"face_encoder": encoder()},
+        "chosen": {"face_encoder": "int8-qdq"},
+        "whole": {
+            "torch": {**row(300.0), "peak_mb": 9.0},
+            "embedded": {**row(100.0), "peak_mb": 3.0},
+        },
     }
     page = write(result, tmp_path)
-    assert "| face_encoder | fp32 | 80.00 | 1.25 | 50% | 4.0 | 0.9990 |" in page
-    assert "int8-qdq (taken) | 25.00 | 4.00 |" in page
-    assert "as chosen 25.0 ms (4.00x)" in page
-    assert "| embedded | 100.0 | 100.0 | 3.00 |" in page
+    assert "| face_encoder | fp32 | 80.00 | 1.25 | 50% | 4.0 | 0.9990 | 1.0000 |  |" in page
+    assert (
+        "| face_encoder | int8-qdq | 25.00 | 4.00 | 160% | 1.0 | 0.9990 | 0.9980 | **taken** |"
+        in page
+    )
+    assert "| 0.9000 | below the gate's cosine |" in page
+    assert "| face_encoder | int4-weight | | | | | | | too small |" in page
+    assert "torch bf16 50 ms (2.00x), fp32 as exported 80 ms (1.25x)" in page
+    assert "the faster float32 of each 75 ms (1.33x), as chosen 25 ms (4.00x)" in page
+    assert "| embedded | 100.0 | 100.0 | 3.00 | 3 |" in page
     assert json.loads((tmp_path / "precision.json").read_text()) == result
     assert (tmp_path / "precision.md").read_text() == page
+    assert "decoding included" not in write({**result, "whole": {}}, tmp_path)
 
 
-def test_candidates_of_a_run_before_are_not_timed(toy_bundle: Bundle, tmp_path: Path) -> None:
-    plan, step = Plan("cpu", threads=1), toy_bundle.contract.step("fusion")
-    maker = Maker(toy_bundle, target("cpu"), plan.calibration, lambda _: [], tmp_path, 1)
-    own = maker.path("fusion", "int8-qdq")
-    for path in (own, tmp_path / "fusion" / "int8-qdq-ffffffff" / "model.onnx"):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    trials = (Trial("fusion", "int8-qdq"), Trial("fusion", "int4-weight", refused="too small"))
-    choice = Choice({}, {}, SimpleNamespace(trials=trials))  # type: ignore[arg-type]
-    found = _files(toy_bundle, choice, step, plan, tmp_path)
-    assert found == {"fp32": toy_bundle.model_path("fusion"), "int8-qdq": own}
+def test_what_was_measured_is_read_while_the_facts_are_the_same(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def measure() -> dict[str, int]:
+        asked.append(1)
+        return {"ms": len(asked)}
+
+    path = tmp_path / "measured" / "face_encoder.json"
+    for facts, want in (({"rounds": 3}, 1), ({"rounds": 3}, 1), ({"rounds": 4}, 2)):
+        assert kept(path, facts, measure, lambda _: None) == {"ms": want}
+
+
+def test_the_chain_is_left_out_on_both_sides() -> None:
+    recipe = load_recipe(BASE)
+    left = without_chain(recipe)
+    for name in ("recognizer", "separator", "punctuator", "language_model"):
+        assert getattr(recipe, name).asked
+        assert not getattr(left, name).asked
+    assert left.joint_encoder == recipe.joint_encoder
+
+
+def test_a_work_folder_belongs_to_one_recipe(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    recipe = without_chain(load_recipe(BASE))
+    write_json(tmp_path / "recipe.json", recipe.to_json())
+    assert untrained(BASE, tmp_path) == tmp_path
+    other = replace(recipe, face_encoder=replace(recipe.face_encoder, layers=3))
+    write_json(tmp_path / "recipe.json", other.to_json())
+    with pytest.raises(InvalidInputError, match="another recipe"):
+        untrained(BASE, tmp_path)
+
+
+def test_the_bundle_as_chosen_says_so(toy_bundle: Bundle, tmp_path: Path) -> None:
+    source = toy_bundle.model_path("fusion")
+    before = source.read_bytes()
+    copy = tmp_path / "fusion.onnx" / "model.onnx"
+    copy.parent.mkdir()
+    copy.write_bytes(before)
+    made = best(toy_bundle, {"fusion": copy}, {"fusion": "int8-qdq"}, tmp_path / "best")
+    assert made.manifest["precision"]["fusion"]["precision"] == "int8-qdq"
+    assert made.model_path("fusion").stat().st_ino != source.stat().st_ino
+    assert made.model_path("voting").stat().st_ino == toy_bundle.model_path("voting").stat().st_ino
+    assert source.read_bytes() == before
+
+
+def test_graphs_that_were_written_are_not_written_again(
+    random_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def export(_: Any, step: StepSpec, *arguments: Any) -> shards.Exported:
+        if len(written) == 2 and not (tmp_path / "goes on").exists():
+            raise KeyboardInterrupt
+        written.append(step.name)
+        arguments[-1].parent.mkdir(parents=True, exist_ok=True)
+        arguments[-1].write_bytes(b"a graph")
+        return shards.Exported(f"digest of {step.name}", 1, 1)
+
+    monkeypatch.setattr(shards, "export", export)
+    out = tmp_path / "reference"
+    with pytest.raises(KeyboardInterrupt):
+        reference(random_run, out, lambda _: None)
+    assert not (out / "bundle.json").exists()
+    (tmp_path / "goes on").touch()
+    made = reference(random_run, out, lambda _: None)
+    assert written == [step.name for step in onnx_steps(made.contract)]
+    assert made.manifest["step_digests"]["fusion"] == "digest of fusion"
+    assert "digests.json" not in {path.name for path in out.iterdir()}
+    assert reference(random_run, out, lambda _: None).bundle_id == made.bundle_id

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from merkit.backends.embedded import EmbeddedBackend
@@ -149,34 +150,36 @@ def _material(bundle: Bundle, plan: Plan, work: Path) -> tuple[Material, Materia
 
 def _whole(judge: Judge, bundle: Bundle, files: dict[str, Path]) -> Verdict:
     """All that was chosen together, clip by clip through the backend that will run it."""
-    backends = [
-        EmbeddedBackend(variant(bundle, paths), ["cpu"], judge.threads) for paths in ({}, files)
-    ]
-    truth, labels, scores, shifts = judge.material.truth, [], [], []
-    try:
-        progress = tqdm(judge.material, "whole pipeline", unit="clip", disable=None, leave=False)
-        for clip in progress:
-            before, after = (backend.infer(clip) for backend in backends)
-            best = int(before["label"][0])
-            labels.append((best, int(after["label"][0])))
-            scores.append(after["scores"][0].astype(np.float64))
-            shifts.append(abs(float(after["scores"][0][best] - before["scores"][0][best])))
-            if not np.isfinite(after["scores"]).all():
-                raise MerkitError(
-                    "the chosen precisions together make NaN or infinity",
-                    "finite probabilities for every clip",
-                    "leave a precision out with --precisions",
-                )
-    finally:
-        for backend in backends:
-            backend.close()
-    pairs = np.array(labels)
-    score = error = None
+    expected, before = _answers(judge, bundle, "as exported")
+    labels, scores = _answers(judge, variant(bundle, files), "as chosen")
+    if not np.isfinite(scores).all():
+        raise MerkitError(
+            "the chosen precisions together make NaN or infinity",
+            "finite probabilities for every clip",
+            "leave a precision out with --precisions",
+        )
+    truth, score, error = judge.material.truth, None, None
     if truth is not None:
-        score = waf(truth, np.maximum(pairs[:, 1], 0), len(judge.contract.labels))
-        error = ece(truth, np.stack(scores))
-    agreement = float((pairs[:, 0] == pairs[:, 1]).mean())
-    return Verdict(score, agreement, float(np.mean(shifts)), error)
+        score = waf(truth, np.maximum(labels, 0), len(judge.contract.labels))
+        error = ece(truth, scores)
+    shifts = np.abs(scores - before)[np.arange(len(expected)), expected]
+    return Verdict(score, float((labels == expected).mean()), float(shifts.mean()), error)
+
+
+def _answers(
+    judge: Judge, bundle: Bundle, name: str
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Labels [clips] and probabilities [clips, classes] of a bundle, which is then closed: two of
+    large encoders might not fit."""
+    backend, labels, scores = EmbeddedBackend(bundle, ["cpu"], judge.threads), [], []
+    try:
+        for clip in tqdm(judge.material, f"whole pipeline {name}", disable=None, leave=False):
+            found = backend.infer(clip)
+            labels.append(int(found["label"][0]))
+            scores.append(found["scores"][0].astype(np.float64))
+    finally:
+        backend.close()
+    return np.array(labels), np.stack(scores)
 
 
 def _hold(found: Outcome) -> None:

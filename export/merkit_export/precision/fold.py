@@ -36,6 +36,11 @@ def fold(path: Path, folded: Path) -> onnx.ModelProto:
             f"session.optimized_model_external_initializers_{key}", value
         )
     ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return read(folded)
+
+
+def read(folded: Path) -> onnx.ModelProto:
+    """What `fold` wrote, as it returned it."""
     model = onnx.load(folded)
     used = {node.domain for node in model.graph.node}
     imports = [opset for opset in model.opset_import if opset.domain in used]

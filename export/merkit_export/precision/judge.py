@@ -18,19 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from merkit.backends.embedded import EmbeddedBackend
 from merkit.backends.sessions import SHORT_NAMES, Session, open_session
 from merkit.bundle import Bundle
 from merkit.contract import MODALITIES, StepSpec
 from merkit.ort import import_onnxruntime
 from merkit_export import samples
 from merkit_export.precision.material import Material
+from merkit_export.precision.ondemand import opened_on_demand
 from merkit_export.precision.variants import variant
 from merkit_export.walk import Values, bundle_steps, walk
 from merkit_training.metrics import ece, waf
 
 TIMED_CLIPS = 8
 ROUNDS = 5
+TIMED_SECONDS = 30.0
+"""After so long two rounds of a race suffice: large encoders take seconds a clip."""
+NEIGHBOURS = 3
+"""Clips of which each runs alone and beside the others."""
+KEPT_BYTES = 1_500_000_000
+"""Of one step's inputs, which all its candidates read."""
 
 Features = Mapping[str, NDArray[np.float32]]
 """By the name of the tensor: [clips, width]."""
@@ -58,18 +64,24 @@ class Judge:
         material: the clips.
         threads: of every session.
         provider: ONNX Runtime's short name; times count only on it.
+        races: whether candidates are timed at all.
     """
 
-    def __init__(self, bundle: Bundle, material: Material, threads: int, provider: str) -> None:
+    def __init__(
+        self, bundle: Bundle, material: Material, threads: int, provider: str, races: bool = True
+    ) -> None:
         self.bundle, self.material, self.threads = bundle, material, threads
         self.contract = bundle.contract
         ort = import_onnxruntime()
         wanted = SHORT_NAMES[provider]
-        self.timed = wanted in ort.get_available_providers()
-        found = (wanted, SHORT_NAMES["cpu"]) if self.timed else (SHORT_NAMES["cpu"],)
+        here = wanted in ort.get_available_providers()
+        self.timed = here and races
+        found = (wanted, SHORT_NAMES["cpu"]) if here else (SHORT_NAMES["cpu"],)
         self._providers = list(dict.fromkeys(found))
         self._ort = ort
-        self._backend = EmbeddedBackend(bundle, ["cpu"], threads)
+        self._backend = opened_on_demand(bundle, threads)
+        self._kept: dict[int, Values] = {}
+        self._kept_step, self._kept_bytes = "", 0
         self._steps = bundle_steps(self._backend)
         presences = [self.inputs("fusion", clip, ("presence",))["presence"] for clip in material]
         self.presence = np.concatenate(presences)
@@ -90,9 +102,23 @@ class Judge:
         values = walk(self.contract, self._steps, clip, wanted)
         return {name: values[name] for name in wanted}
 
+    def given(self, step: StepSpec, number: int) -> Values:
+        """What a step reads of a clip, by its number; kept for the step that is asked of now."""
+        if step.name != self._kept_step:
+            self._kept, self._kept_step, self._kept_bytes = {}, step.name, 0
+        if number not in self._kept:
+            values = self.inputs(step.name, self.material.read(number))
+            size = sum(value.nbytes for value in values.values())
+            if self._kept_bytes + size > KEPT_BYTES:
+                return values
+            self._kept[number], self._kept_bytes = values, self._kept_bytes + size
+        return self._kept[number]
+
     def corners(self, step: StepSpec) -> tuple[Values, list[Values]]:
-        """What a step reads of the everyday made-up clips: as one batch, and one by one."""
-        clips = [c for c in samples.usual(self.contract) if self._here(c, step)]
+        """What a step reads of some everyday made-up clips: as one batch, and one by one."""
+        found = [c for c in samples.usual(self.contract) if self._here(c, step)]
+        picked = np.linspace(0, len(found) - 1, min(NEIGHBOURS, len(found))).round().astype(int)
+        clips = [found[i] for i in picked]
         batch = self.inputs(step.name, samples.collate(clips))
         return batch, [self.inputs(step.name, clip) for clip in clips]
 
@@ -113,10 +139,9 @@ class Judge:
         output = step.outputs[0]
         width = self.contract.tensors[output].shape[1]
         rows = np.zeros((len(self.material), int(width)), np.float32)
-        clips = tqdm(self.material, step.name, len(rows), unit="clip", disable=None, leave=False)
-        for row, clip in enumerate(clips):
+        for row in tqdm(range(len(rows)), step.name, unit="clip", disable=None, leave=False):
             if self._needed(step, self.presence[row]):
-                rows[row] = session(self.inputs(step.name, clip))[output][0]
+                rows[row] = session(self.given(step, row))[output][0]
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_suffix(f".{os.getpid()}.tmp")
         with temporary.open("wb") as file:
@@ -153,16 +178,20 @@ class Judge:
     def race(self, step: StepSpec, reference: Session, candidate: Session) -> tuple[float, float]:
         """Milliseconds a clip of the reference and of the candidate, in turns on the same clips:
         least over rounds (what disturbs only adds), means over clips of different lengths."""
+        begun, turns = time.perf_counter(), 0
         here = [i for i, p in enumerate(self.presence) if self._needed(step, p)]
         picked = np.linspace(0, len(here) - 1, min(TIMED_CLIPS, len(here))).round().astype(int)
-        clips = [self.inputs(step.name, self.material.read(here[i])) for i in picked]
+        clips = [self.given(step, here[i]) for i in picked]
         times = np.zeros((2, len(clips), ROUNDS + 1))
         for turn in range(ROUNDS + 1):  # the first warms up
+            if turn > 2 and time.perf_counter() - begun > TIMED_SECONDS:
+                break
+            turns = turn
             for number, clip in enumerate(clips):
                 order = [(0, reference), (1, candidate)]
                 for side, session in order if turn % 2 else reversed(order):
                     times[side, number, turn] = _milliseconds(session, clip)
-        before, after = times[:, :, 1:].min(axis=2).mean(axis=1)
+        before, after = times[:, :, 1 : turns + 1].min(axis=2).mean(axis=1)
         return float(before), float(after)
 
     def _here(self, clip: Values, step: StepSpec) -> bool:

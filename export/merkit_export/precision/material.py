@@ -90,7 +90,7 @@ def corpus_material(
     )
 
 
-def made_up_material(contract: Contract, seed: int) -> Material:
+def made_up_material(contract: Contract, seed: int, count: int = MADE_UP) -> Material:
     """Noise with structure, of everyday sizes and all modalities (`samples`)."""
     p = contract.preprocessing
     rng = np.random.default_rng(seed)
@@ -98,10 +98,10 @@ def made_up_material(contract: Contract, seed: int) -> Material:
         (int(rng.integers(1, p.frames_per_clip + 1)),
          float(rng.uniform(0.2, 0.5) * min(p.max_audio_seconds, 10.0)),
          int(rng.integers(2, 9)))
-        for _ in range(MADE_UP)
+        for _ in range(count)
     ]  # fmt: skip
     clips = [samples.clip(p, *size, seed=seed + i) for i, size in enumerate(sizes)]
-    return Material(tuple(f"made-up {seed}.{i}" for i in range(MADE_UP)), clips.__getitem__)
+    return Material(tuple(f"made-up {seed}.{i}" for i in range(count)), clips.__getitem__)
 
 
 def same_corpus(corpus: Path, card: str | None) -> None:

@@ -153,15 +153,18 @@ class Search:
         )
 
     def _try_step(self, step: StepSpec) -> list[Trial]:
-        reference = self.judge.session(step, self.maker.path(step.name, REFERENCE))
+        reference = None  # it is large, and only raced against
+        if self.judge.timed:
+            reference = self.judge.session(step, self.maker.path(step.name, REFERENCE))
         trials = []
         for precision in candidates(self.maker.target, step, self.allowed):
             trial = self._try(step, precision, reference)
             trials.append(trial)
             self.say(line(trial))
+        self.maker.forget(step)
         return trials
 
-    def _try(self, step: StepSpec, precision: Precision, reference: Session) -> Trial:
+    def _try(self, step: StepSpec, precision: Precision, reference: Session | None) -> Trial:
         key = self._key(step.name, precision.name)
         known = self._journal.find(key)
         path = self.maker.path(step.name, precision.name)
@@ -193,7 +196,7 @@ class Search:
         step: StepSpec,
         precision: Precision,
         session: Session,
-        reference: Session,
+        reference: Session | None,
     ) -> Trial:
         path = self.maker.path(step.name, precision.name)
         trial = replace(trial, bytes=storage.file_bytes(path))
@@ -206,7 +209,7 @@ class Search:
             return trial
         rows = self._encode(step, precision.name, session)
         verdict = self._verdict({step.name: precision.name})
-        if self.judge.timed:
+        if reference is not None:
             before, after = self.judge.race(step, reference, session)
             trial = replace(trial, ms=after, reference_ms=before)
         return replace(

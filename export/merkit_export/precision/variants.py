@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from merkit.errors import MerkitError
 from merkit_export import graphs, storage
 from merkit_export.compact import compact
 from merkit_export.precision import blocks, fuse, half, qdq, ranges
-from merkit_export.precision.fold import fold
+from merkit_export.precision.fold import fold, read
 from merkit_export.precision.kinds import REFERENCE, Precision, Target
 
 Feeds = Iterable[dict[str, NDArray[Any]]]
@@ -84,7 +85,7 @@ class Maker:
         if path.exists():
             return path
         source = self.bundle.model_path(step.name)
-        model = fold(source, path.with_name("folded.onnx"))
+        model = self._folded(step.name)
         try:
             changed = self._convert(model, step, precision, path.parent)
         except (ValueError, RuntimeError, KeyError, AssertionError) as error:
@@ -101,6 +102,26 @@ class Maker:
             if left.name not in (path.name, f"{path.name}.data"):
                 left.unlink()
         return path
+
+    def forget(self, step: StepSpec) -> None:
+        """Drops what its candidates were made from, once all have been."""
+        shutil.rmtree(self._base(step.name), ignore_errors=True)
+
+    def _base(self, step: str) -> Path:
+        mark = str(self.bundle.manifest["step_digests"][step])[:8]
+        return self.folder / step / f"folded-{mark}"
+
+    def _folded(self, step: str) -> onnx.ModelProto:
+        """The folded graph, which is made once for all candidates: of a large one that takes as
+        long as its quantisation."""
+        found = self._base(step)
+        if found.exists():
+            return read(found / "model.onnx")
+        begun = found.with_name(f"{found.name}.tmp")
+        shutil.rmtree(begun, ignore_errors=True)
+        model = fold(self.bundle.model_path(step), begun / "model.onnx")
+        begun.rename(found)
+        return model
 
     def _convert(
         self, model: onnx.ModelProto, step: StepSpec, precision: Precision, folder: Path
