@@ -77,9 +77,10 @@ def test_fusion_learns_from_the_sound_that_encoders_will_hear(
     served = backend.compute(given, wanted)
     backend.close()
     encode = Encoder(run, p)
-    assert encode.clean is not None
-    waveform = torch.from_numpy(given["waveform"])
-    cleaned = encode.clean(waveform, torch.from_numpy(given["waveform_length"]))
+    assert encode.ears is not None
+    sound = (torch.from_numpy(given[name]) for name in ("waveform", "waveform_length"))
+    _, cleaned = encode.ears(*sound, ["ask not"])
+    assert cleaned is not None
     np.testing.assert_allclose(cleaned.numpy(), served["cleaned"], atol=1e-4)
     faces = np.zeros((0, p.face_size, p.face_size, 3), np.uint8)
     made = encode([Decoded(faces, given["waveform"][0])], ["ask not"])

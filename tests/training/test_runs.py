@@ -72,6 +72,58 @@ def test_a_stage_under_way_keeps_its_table(tmp_path: Path) -> None:
         RunCard(tmp_path, recipe, tmp_path / "corpus")
 
 
+def test_noise_that_was_trained_with_is_part_of_the_stage(tmp_path: Path) -> None:
+    recipe = recipe_from({"recognizer": {"epochs": 1, "augment": "noise"}})
+    (tmp_path / "corpus").mkdir()
+    card = RunCard(tmp_path, recipe, tmp_path / "corpus")
+    louder = replace(recipe, noise=replace(recipe.noise, ambient_snr=(0.0, 5.0)))
+    (tmp_path / "recognizer").mkdir()
+    (tmp_path / "recognizer" / "recognizer.checkpoint").touch()
+    with pytest.raises(InvalidInputError, match=r"\[noise\].*ambient_snr.*5\.0, 12\.0.*0\.0, 5\.0"):
+        RunCard(tmp_path, louder, tmp_path / "corpus")
+    card.record("recognizer", {"cer": 0.5}, 1.0)
+    RunCard(tmp_path, recipe, tmp_path / "corpus")
+    with pytest.raises(InvalidInputError, match=r"\[noise\].*ambient_snr"):
+        RunCard(tmp_path, louder, tmp_path / "corpus")
+    content = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    del content["stages"]["recognizer"]["tables"]  # as written before it was kept
+    write_json(tmp_path / "run.json", content)
+    RunCard(tmp_path, louder, tmp_path / "corpus")
+
+
+def test_noise_that_nobody_hears_may_change(tmp_path: Path) -> None:
+    recipe = recipe_from({"recognizer": {"epochs": 1}, "separator": {"noise_share": 0.0}})
+    (tmp_path / "corpus").mkdir()
+    card = RunCard(tmp_path, recipe, tmp_path / "corpus")
+    for stage in ("recognizer", "separator"):
+        (tmp_path / stage).mkdir()
+        card.record(stage, {"cer": 0.5}, 1.0)
+    other = replace(recipe, noise=replace(recipe.noise, rooms=3))
+    RunCard(tmp_path, other, tmp_path / "corpus")
+
+
+def test_features_of_clips_without_words_follow_from_what_wrote_them(tmp_path: Path) -> None:
+    recipe = recipe_from({"recognizer": {"epochs": 1}})
+    (tmp_path / "corpus").mkdir()
+    card = RunCard(tmp_path, recipe, tmp_path / "corpus")
+    for stage in ("recognizer", "features"):
+        (tmp_path / stage).mkdir()
+    card.record("recognizer", {"cer": 0.5}, 1.0)
+    card.record("features", {"wordless": 3}, 1.0)
+    RunCard(tmp_path, recipe, tmp_path / "corpus")
+    wider = replace(recipe, hearing=replace(recipe.hearing, beam=20))
+    with pytest.raises(InvalidInputError, match=r"\[hearing\].*beam"):
+        RunCard(tmp_path, wider, tmp_path / "corpus")
+    (tmp_path / "separator").mkdir()
+    card.record("separator", {"si_sdri": 0.5}, 1.0)
+    with pytest.raises(InvalidInputError, match=r"what features had been trained on"):
+        RunCard(tmp_path, recipe, tmp_path / "corpus")
+    content = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    content["stages"]["features"] |= {"on": {}, "tables": {}}  # as where all clips had words
+    write_json(tmp_path / "run.json", content)
+    RunCard(tmp_path, wider, tmp_path / "corpus")
+
+
 def test_what_was_trained_on_something_else_is_refused(tmp_path: Path) -> None:
     recipe = recipe_from({})
     (tmp_path / "corpus").mkdir()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,7 +32,7 @@ from merkit_training import processes
 from merkit_training.costs import device_name, read_costs
 from merkit_training.recipe import Recipe, table_class
 from merkit_training.settings import from_table
-from merkit_training.stages import STAGES, builds_on
+from merkit_training.stages import CHAIN, STAGES, builds_on, tables_read
 
 CARD, CONFIG, MODEL = "card.json", "config.json", "model.safetensors"
 ROUND_FROM = 1024  # elements; smaller tensors (biases, scales, statistics) stay float32
@@ -59,11 +60,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file through a temporary name, which several processes may do at once."""
+    """Writes a file whole or not at all, whoever else writes it, on this machine or another."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)  # so that anyone may read it, unlike safetensors' save_file
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(content)  # so that anyone may read it, unlike safetensors' save_file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -170,8 +174,9 @@ class RunCard:
     """`run.json`: what made this run, and what came of each stage done.
 
     It keeps the seed, the hash of the corpus' card (which holds those of its data), package
-    versions, the hardware, and of each stage the scores, the seconds, the recipe's table, the marks
-    of the stages that it read (`on`), and throughput and memory of each fit.
+    versions, the hardware, and of each stage the scores, the seconds, the recipe's table and others
+    that it read (`tables`), the marks of the stages that it read (`on`), and throughput and memory
+    of each fit.
     """
 
     def __init__(self, run: Path, recipe: Recipe, corpus: Path) -> None:
@@ -201,11 +206,17 @@ class RunCard:
             "packages": {name: _version(name) for name in PACKAGES},
             "hardware": hardware(),
         }
+        tables = tables_read(self.recipe, stage)
+        on = {s: self._mark(s) for s in builds_on(self.recipe, stage) if self.done(s)}
+        if stage == "features" and scores.get("wordless"):  # the chain has written, or would have
+            tables = ("hearing",) if self.done(CHAIN[0]) else ()
+            on |= {s: self._mark(s) for s in CHAIN}
         self.content["stages"][stage] = {
             "scores": dict(scores),
             "seconds": round(seconds, 1),
             "recipe": self._of(stage),
-            "on": {s: self._mark(s) for s in builds_on(self.recipe, stage) if self.done(s)},
+            "tables": {name: self._of(name) for name in tables},
+            "on": on,
             "fits": read_costs(self.run / stage),
         }
         if not self.done(stage):
@@ -269,11 +280,11 @@ class RunCard:
                 self._of("preprocessing"),
             )
             pairs += [("[preprocessing]", *told)]
-            pairs += [(f"[{s}]", _meaning(s, was.get(s, {})), self._of(s)) for s in begun]
-        pairs += [
-            (f"[{stage}]", _meaning(stage, v["recipe"]), self._of(stage))
-            for stage, v in finished.items()
-        ]
+            read = [name for s in begun for name in (s, *tables_read(self.recipe, s))]
+            pairs += [(f"[{t}]", _meaning(t, was.get(t, {})), self._of(t)) for t in read]
+        for stage, v in finished.items():
+            known = {stage: v["recipe"], **v.get("tables", {})}
+            pairs += [(f"[{t}]", _meaning(t, was), self._of(t)) for t, was in known.items()]
         for what, recorded, asked in pairs:
             unfinished = what == "corpus" and recorded is None  # trained before it had a card
             if recorded != asked and not unfinished:

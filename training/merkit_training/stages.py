@@ -35,6 +35,9 @@ STAGES = {
 SPEECH = ("recognizer", "punctuator", "separator")
 """The stages of hearing that train weights; the language model counts."""
 
+CHAIN = ("recognizer", "language_model", "punctuator", "separator")
+"""The stages that features of clips without words follow from: the chain writes them."""
+
 BUILDS_ON = {
     "face_encoder": ("face_pretraining",),
     "face_encoder_large": ("face_large_pretraining",),
@@ -60,6 +63,13 @@ def builds_on(recipe: Recipe, stage: str) -> tuple[str, ...]:
     if stage == "joint_encoder" and (joint.checkpoint or joint.llm_checkpoint or joint.llm):
         return tuple(name for name in names if name != "text_encoder")  # it has its own LLM
     return names
+
+
+def tables_read(recipe: Recipe, stage: str) -> tuple[str, ...]:
+    """The tables of the recipe that a stage reads beside its own: they must not change either."""
+    trains = getattr(getattr(recipe, stage, None), "epochs", 0) > 0
+    noisy = {"recognizer": recipe.recognizer.augment, "separator": recipe.separator.noise_share > 0}
+    return ("noise",) if trains and noisy.get(stage) else ()
 
 
 def is_asked(recipe: Recipe, stage: str) -> bool:

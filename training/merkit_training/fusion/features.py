@@ -29,7 +29,8 @@ from merkit_training.corpus import Clip, clip_splits, read_clips
 from merkit_training.data.evidence import decode_record, faces_in
 from merkit_training.data.records import UNLABELLED, ClipRecord
 from merkit_training.fusion.dataset import FeatureSet, from_stored, join, read_features
-from merkit_training.speech.hearing.cleaner import Cleaner
+from merkit_training.speech.hearing.ears import Ears
+from merkit_training.speech.hearing.parts import RECOGNIZER, holds
 from merkit_training.steps import load_step
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 PART = 128
 """Clips of one part: what a kill loses at most, and what memory holds twice."""
 DECODERS = 2
+WORDLESS = "wordless"
+"""The score of the stage that counts clips without words, which then follow from the chain."""
 ENCODERS = {
     "v": "face_encoder",
     "V": "face_encoder_large",
@@ -57,18 +60,36 @@ class Decoded:
 
 
 def extract(recipe: Recipe, corpus: Path, run: Path) -> dict[str, float]:
-    """Writes run/features/<split>/ for every labelled split; returns shares of what was found."""
+    """Writes run/features/<split>/ for every labelled split; returns shares of what was found, and
+    as `wordless` how many clips came without words, if any did.
+
+    Raises:
+        InvalidInputError: no such splits; or clips came without words, and what is to write them
+            has not been trained.
+    """
     torch.set_num_threads(1)  # the decoders keep the other cores busy; more threads halve the pace
     encode = Encoder(run, recipe.preprocessing)
+    splits = {split: read_clips(corpus, split) for split in labelled_splits(corpus)}
     found: dict[str, float] = {}
-    for split in labelled_splits(corpus):
-        clips = read_clips(corpus, split)
+    if wordless := sum(not clip.text.strip() for clips in splits.values() for clip in clips):
+        found[WORDLESS] = wordless
+        _check_hears(recipe, run, wordless)
+    for split, clips in splits.items():
         folder = run / "features" / split
         if not (folder / "clips.json").exists():
             extract_split(clips, encode, folder, recipe.fusion.batch_clips)
         presence = read_features(folder).presence.float().mean(dim=0)
         found |= {f"{split}_{m}": float(p) for m, p in zip(MODALITIES, presence, strict=True)}
     return found
+
+
+def _check_hears(recipe: Recipe, run: Path, wordless: int) -> None:
+    if recipe.recognizer.asked and not holds(run, RECOGNIZER):
+        raise InvalidInputError(
+            f"{wordless} clips have no words, and {run} holds no {RECOGNIZER} to write them",
+            "what the recipe's bundle will hear with, before features are computed",
+            f"run: merkit-train run --stage {RECOGNIZER}, and the other stages of hearing",
+        )
 
 
 def labelled_splits(corpus: Path) -> tuple[str, ...]:
@@ -104,7 +125,7 @@ class Encoder:
         self.preprocessing = preprocessing
         self.tokenize = Tokenize(contract, run / "tokenizer") if {"t", "j"} & {*groups} else None
         self.preprocess = load_step(run, "preprocess")
-        self.clean = Cleaner.of(run, preprocessing)
+        self.ears = Ears.of(run, preprocessing, writes=self.tokenize is not None)
         self.steps: dict[str, nn.Module] = {g: load_step(run, ENCODERS[g]) for g in groups}
 
     def decode(self, clip: Clip) -> Decoded:
@@ -115,11 +136,16 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, decoded: Sequence[Decoded], texts: Sequence[str]) -> dict[str, Tensor]:
-        """Features of a batch as `from_stored` reads them; rows of absent modalities are zeros."""
+        """Features of a batch as `from_stored` reads them; rows of absent modalities are zeros.
+
+        Where the run has a chain, a clip without words has those that are heard in its sound.
+        """
         crops, face_count = _batch([d.crops for d in decoded])
         waveform, waveform_length = _batch([d.waveform for d in decoded])
+        cleaned = None
+        if self.ears is not None:
+            texts, cleaned = self.ears(waveform, waveform_length, texts)
         words, silence = self._tokens(texts), self._tokens([""] * len(texts))
-        cleaned = self.clean(waveform, waveform_length) if self.clean else None
         grid, values, samples, log_mel, presence = self.preprocess(
             crops, face_count, waveform, waveform_length, words["text_length"], cleaned
         )

@@ -90,7 +90,8 @@ def features_of(encode: Encoder, clips: Inputs) -> FeatureSet:
 
     def decoded_clip(i: int) -> Decoded:
         faces = int(clips.arrays["face_count"][i, 0]) if sees else 0
-        samples = int(clips.arrays["waveform_length"][i, 0]) if hears else 0
+        wanted = hears or (encode.ears is not None and not clips.texts[i].strip())
+        samples = int(clips.arrays["waveform_length"][i, 0]) if wanted else 0
         return Decoded(clips.arrays["crops"][i, :faces], clips.arrays["waveform"][i, :samples])
 
     parts = []
