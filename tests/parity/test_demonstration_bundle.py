@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 from conftest import REPOSITORY
 
@@ -12,9 +14,11 @@ import merkit
 from merkit.bundle import Bundle, open_bundle
 from merkit.cli.inspection import verify
 from merkit.client import Client
+from merkit.pipeline import GROUPS
 from merkit.serving import Server
 from merkit.serving.render import Deployment, render
 from merkit.serving.tritonserver import Installation
+from merkit.voting import ranked_mode
 
 SAMPLE = REPOSITORY / "docs" / "media" / "sample.mp4"
 WORDS = SAMPLE.with_suffix(".txt").read_text("utf-8").strip()
@@ -40,6 +44,34 @@ def far(bundle: Bundle, triton: Installation) -> Iterator[Client]:
 def test_it_verifies(bundle: Bundle) -> None:
     failed = [check for check in verify(bundle.root) if not check.passed]
     assert not failed
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_its_graphs_leave_out_branches_of_features_that_are_no_numbers(
+    bundle: Bundle, group: str, value: float
+) -> None:
+    rng = np.random.default_rng(0)
+    specs = {name: bundle.contract.tensors[name] for name in GROUPS.values()}
+    given = {name: rng.normal(size=(3, spec.shape[1])) for name, spec in specs.items()}
+    features = {name: value.astype(np.float32) for name, value in given.items()}
+    features["presence"] = np.ones((3, 3), bool)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    fusion, voting = (
+        onnxruntime.InferenceSession(bundle.model_path(name), options)
+        for name in ("fusion", "voting")
+    )
+    sound = fusion.run(["branch_scores"], features)[0]
+    features[GROUPS[group]][1, 0] = value
+    scores = fusion.run(["branch_scores"], features)[0]
+    heard = [group not in voter.groups for voter in bundle.contract.voters]
+    assert np.isfinite(scores[1]).all(axis=1).tolist() == heard
+    sound[1, np.logical_not(heard)] = 0
+    label, mean, _ = voting.run(None, {"branch_scores": scores})
+    expected, expected_mean = ranked_mode(sound)
+    np.testing.assert_array_equal(label, expected)
+    np.testing.assert_allclose(mean, expected_mean, atol=1e-6)
 
 
 def test_its_configs_are_what_this_code_renders(bundle: Bundle, tmp_path: Path) -> None:
