@@ -14,7 +14,7 @@ from entries import decoded_entry
 from numpy.typing import NDArray
 from toy import HEARS, LABELS
 
-from merkit.backends.base import DTYPES, check_sizes, strings
+from merkit.backends.base import DTYPES, check_sizes, check_tensors, strings
 from merkit.bundle import Bundle
 from merkit.contract import canonical
 from merkit.errors import InvalidInputError, MerkitError
@@ -227,3 +227,14 @@ def test_the_chain_is_given_no_more_than_a_sound_can_hold(name: str, most: int) 
         else:
             with pytest.raises(InvalidInputError, match=f"{name}.* at most {most} "):
                 check_sizes(contract, tensors)
+
+
+def test_truth_values_of_other_bytes_than_0_and_1_are_refused(toy_bundle: Bundle) -> None:
+    step = model(toy_bundle, "fusion")
+    given: Arrays = {name: np.ones((1, 8), np.float32) for name in GROUPS.values()}
+    given["presence"] = np.frombuffer(b"\xff\x00\x01", bool).reshape(1, 3).copy()
+    (answer,) = step.execute([Request(given, ["branch_scores"])])
+    error = MerkitError.from_wire(answer.error.message)
+    assert isinstance(error, InvalidInputError) and "'presence' with bytes other" in str(error)
+    with pytest.raises(InvalidInputError, match="bytes other than 0 and 1"):
+        check_tensors(step.contract, {"presence": given["presence"]})

@@ -108,6 +108,7 @@ def check_tensors(contract: Contract, tensors: Tensors) -> None:
                 found = f"of shape {list(value.shape)}"
                 raise _invalid(name, found, f"{list(spec.shape)} with {want} = {agreed}")
     check_sizes(contract, tensors)
+    check_truths(contract, tensors)
     for name, dimension in LENGTHS.items():
         if name in tensors and dimension in sizes:
             value, most = tensors[name], sizes[dimension]
@@ -140,6 +141,18 @@ def check_sizes(contract: Contract, tensors: Tensors) -> None:
             if isinstance(want, str) and size > limits.get(want, size):
                 found = f"of shape {list(value.shape)}"
                 raise _invalid(name, found, f"at most {limits[want]} {want}, the contract's limit")
+
+
+def check_truths(contract: Contract, tensors: Tensors) -> None:
+    """Refuses truth values that are no 0 or 1: graphs multiply by them, and a mask of 255, as
+    picture libraries write them, made probabilities of 66.
+
+    Raises:
+        InvalidInputError: names the tensor.
+    """
+    for name, value in tensors.items():
+        if contract.tensors[name].dtype == "bool" and (value.view(np.uint8) > 1).any():
+            raise _invalid(name, "with bytes other than 0 and 1", "truth values, a byte each")
 
 
 def _check_type(name: str, value: NDArray[Any], spec: TensorSpec) -> None:

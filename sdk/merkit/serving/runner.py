@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merkit.backends.base import check_sizes, check_tensors
+from merkit.backends.base import check_sizes, check_tensors, check_truths
 from merkit.contract import Contract, StepSpec
 from merkit.errors import (
     ContractMismatchError,
@@ -105,6 +105,7 @@ class StepModel:
         try:
             inputs = self._inputs(request, pb)
             check_sizes(self.contract, inputs)
+            check_truths(self.contract, inputs)
             check_tensors(self.contract, {n: v for n, v in inputs.items() if n in self.given})
         except Exception as error:
             return self._typed(error)
