@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 from foreign_features import ABSENT, LABELS, SPLITS, WIDTHS, write_folders
 
+from merkit.errors import InvalidInputError
 from merkit_training.cli import main
 from merkit_training.evaluation.measure import patterns_asked
 from merkit_training.fusion.dataset import read_features
 from merkit_training.fusion.model import load
 from merkit_training.fusion.tables import VOTE, voted
 from merkit_training.metrics import waf
+from merkit_training.mining.extract import read_pool
 
 RECIPE = """[fusion]
 epochs = 30
@@ -87,6 +90,7 @@ def test_a_report_on_features(made: Path, tmp_path: Path) -> None:
 
     files = ["--data", str(made / "labels.csv"), "--features", str(made), "--split", "test"]
     again = report_of(tmp_path / "files", str(run), *files)
+    assert again["data"]["unlabelled"] == 0, "clips of other splits have labels"
     for part in ("overall", "confusion", "clips", "robustness"):
         left = {"facts"} if part == "clips" else set()
         ours, theirs = (
@@ -130,6 +134,12 @@ def test_the_challenges_file_from_features(made: Path, tmp_path: Path) -> None:
     ]
     assert np.mean(errors) < 0.6, "valence was learnt"
     assert main(["submit", str(made / "run"), "--data", str(made), "--out", str(out)]) == 2
+    empty = tmp_path / "empty"
+    for folder in ("signal-UTT", "noise-UTT", "static-FRA"):
+        (empty / folder).mkdir(parents=True)
+    nothing = ["--features", str(empty), "--out", str(tmp_path / "nothing.csv")]
+    assert main(["submit", str(made / "run"), *nothing]) == 2
+    assert not (tmp_path / "nothing.csv").exists(), "no clip, no file"
     (tmp_path / "names.txt").write_text(ABSENT)  # nothing of one group, and nobody else beside
     options = ["--features", str(made), "--names", str(tmp_path / "names.txt"), "--overwrite"]
     assert main(["submit", str(made / "run"), *options, "--out", str(out)]) == 0
@@ -166,6 +176,23 @@ def test_mining_learns_from_feature_folders(made: Path, tmp_path: Path) -> None:
     assert all(f"| {name} |" in text for name in learners), "each learner's WAF by round"
     mined = report_of(tmp_path / "report", str(out / "run"), "--split", "test")
     assert mined["data"]["answered"] == SPLITS["test"]
+
+
+def test_a_pool_of_folders_that_has_changed_is_refused(made: Path, tmp_path: Path) -> None:
+    """What was read of it is kept, and would hide the clips that came since."""
+    for folder in ("signal-UTT", "noise-UTT", "static-FRA"):
+        for name in ("pool_0000", "pool_0001"):
+            (tmp_path / "more" / folder).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(
+                made / folder / f"{name}.npy", tmp_path / "more" / folder / f"{name}.npy"
+            )
+    given = (made / "run", tmp_path / "more", tmp_path / "pool")
+    assert read_pool(*given) == read_pool(*given)
+    for folder in ("signal-UTT", "noise-UTT", "static-FRA"):
+        path = tmp_path / "more" / folder / "pool_0000.npy"
+        path.rename(path.with_name("pool_0002.npy"))
+    with pytest.raises(InvalidInputError, match="other clips"):
+        read_pool(*given)
 
 
 def test_of_many_groups_all_but_one_and_single_ones_are_asked() -> None:

@@ -194,14 +194,15 @@ def labelled_features(
         problems, left, source = (), 0, backend.run
     else:
         read = read_label_file(labels, backend.contract.labels)
-        records = [r for r in read.records if r.label and (not split or r.split == split)]
+        chosen = [r for r in read.records if not split or r.split == split]
+        records = [r for r in chosen if r.label]
         if not records:
             raise InvalidInputError(
                 f"{labels} has no labelled clip in the split {split!r}", "one", "correct --split"
             )
         data = read_for(backend, records, features)
         facts, problems, source = read.facts, read.problems, labels
-        left = len(read.records) - len(records)
+        left = len(chosen) - len(records)
     check_columns(by, {c for known in facts.values() for c in known} | {"speaker"})
     items = sorted(_items(data, facts, backend.contract.labels, by), key=lambda i: i.record.name)
     return LabelledSet(source, split, tuple(items), problems, left), data
@@ -235,9 +236,19 @@ def folders_of(run: Path, root: Path) -> tuple[tuple[GroupFolder, ...], dict[str
 
 
 def records_in(backend: StoredBackend, root: Path) -> list[ClipRecord]:
-    """All clips of which a folder of the run's groups below `root` has a file."""
+    """All clips of which a folder of the run's groups below `root` has a file.
+
+    Raises:
+        InvalidInputError: there is none, or see `folders_of`.
+    """
     folders, _ = folders_of(backend.run, root)
     names = {path.stem for folder in folders for path in folder.path.glob("*.npy")}
+    if not names:
+        raise InvalidInputError(
+            f"the feature folders below {root} are empty",
+            f"files <clip>.npy in {', '.join(folder.path.name for folder in folders)}",
+            "extract features, or check the path",
+        )
     return [ClipRecord(name, split=UNLABELLED) for name in sorted(names)]
 
 

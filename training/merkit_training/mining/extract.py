@@ -19,6 +19,7 @@ from merkit_training.evaluation.stored import StoredBackend, read_for, records_i
 from merkit_training.fusion.dataset import FeatureSet, read_features
 from merkit_training.fusion.features import Encoder, extract_split
 from merkit_training.fusion.groups import stored_name
+from merkit_training.mining.pool import Part
 from merkit_training.recipe import recipe_from
 from merkit_training.runs import read_json
 
@@ -72,16 +73,24 @@ def read_pool(run: Path, root: Path, folder: Path, *, half: bool = False) -> lis
     a run that was fused from such folders; arguments and result as of `extract_pool`.
 
     Raises:
-        InvalidInputError: the run reads groups of its own encoders too, or see `folders`.
+        InvalidInputError: the run reads groups of its own encoders too, `folder` holds the features
+            of other clips, or see `folders`.
     """
     backend = StoredBackend(run)
     records = records_in(backend, root)
     parts = []
     for start in range(0, len(records), CLIPS_A_PART):
-        parts.append(folder / f"{start:08d}")
-        if not (parts[-1] / "clips.json").exists():
-            data = read_for(backend, records[start : start + CLIPS_A_PART], root)
-            (halved(data) if half else data).save(parts[-1])
+        part, own = folder / f"{start:08d}", records[start : start + CLIPS_A_PART]
+        parts.append(part)
+        if not (part / "clips.json").exists():
+            data = read_for(backend, own, root)
+            (halved(data) if half else data).save(part)
+        elif Part(part).names != tuple(record.name for record in own):
+            raise InvalidInputError(
+                f"{part} holds the features of other clips than {root} does now",
+                "the clips that the mining was begun with",
+                f"choose another --out, or remove {folder}",
+            )
     return parts
 
 
