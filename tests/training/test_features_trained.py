@@ -7,8 +7,15 @@ from pathlib import Path
 import numpy as np
 import odd_media
 import pytest
+from hearing_run import CLEANED, write_hearing_run
 
+from merkit.contract import Preprocessing
 from merkit_training import cli
+from merkit_training.features.extractor import EncoderSpec
+from merkit_training.features.material import Material
+from merkit_training.features.trained import TrainedStep
+from merkit_training.fusion.features import Decoded, Encoder
+from merkit_training.speech.hearing.cleaner import Cleaner
 
 
 @pytest.mark.parametrize("step", ["face_encoder", "audio_encoder", "text_encoder", "joint_encoder"])
@@ -42,6 +49,26 @@ def test_a_trained_step_gives_what_its_bundle_would(
             assert np.abs(series.mean(axis=0) - utterance).max() < 1e-5
     assert ("b: empty transcript" in told) == (step in ("text_encoder", "joint_encoder"))
     assert ("a: no video (feature: zeros)" in told) == (step == "face_encoder")
+
+
+def test_an_encoder_that_hears_cleaned_sound_is_given_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As fusion's features and the bundle have it; here the cleaner turns the sound around."""
+    run = write_hearing_run(tmp_path / "run", CLEANED)
+    monkeypatch.setattr(Cleaner, "__call__", lambda _self, wave, _length: wave.flip(1))
+    wave = (0.1 * np.random.default_rng(0).standard_normal(16_000)).astype(np.float32)
+    no_face = np.zeros((0, 64, 64, 3), np.uint8)
+    fusion = Encoder(run, Preprocessing(), ("a",))([Decoded(no_face, wave)], [""])
+    heard = Material(np.zeros((0, 1, 1, 3), np.uint8), wave, "", ())
+    step = TrainedStep(run, "audio_encoder", EncoderSpec("run"))
+    (feature,) = step.encode([heard], frames=False)
+    assert feature is not None
+    np.testing.assert_allclose(feature.utterance, fusion["audio_features"][0], atol=1e-6)
+    (run / "separator" / "model.safetensors").write_bytes(
+        (run / "separator" / "model.safetensors").read_bytes()[:-1] + b"x"
+    )
+    assert TrainedStep(run, "audio_encoder", EncoderSpec("run")).identity != step.identity
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from merkit_training.features.material import Material
 from merkit_training.labels import MER6
 from merkit_training.runs import CONFIG, MODEL, read_json
 from merkit_training.settings import from_table
+from merkit_training.speech.hearing.cleaner import Cleaner
+from merkit_training.speech.hearing.parts import LANGUAGE_MODEL, RECOGNIZER, SEPARATOR, holds
 from merkit_training.steps import load_step
 
 ENCODERS = ("face_encoder", "face_encoder_large", "audio_encoder", "text_encoder", "joint_encoder")
@@ -65,11 +67,17 @@ class TrainedStep(Extractor):
         self.inputs = contract.step(step).inputs
         self.made = contract.step("preprocess").outputs
         self.reads = frozenset(contract.step(step).needs)
-        self.preprocess = load_step(run, "preprocess").to(self.device)
+        self.preprocess: Any = load_step(run, "preprocess").to(self.device)
+        hears = {
+            "audio_encoder": self.preprocess.audio_hears,
+            "joint_encoder": self.preprocess.joint_hears,
+        }
+        cleans = hears.get(step) == "cleaned"
+        self.clean = Cleaner.of(run, self.preprocessing) if cleans else None
         self.module = load_step(run, step).to(self.device)
         self.tokenize = Tokenize(contract, run / "tokenizer") if "text" in self.reads else None
         self.name = f"{run.resolve().name}-{step}"
-        self.identity = f"{_identity(run, step, 'text' in self.reads)} bf16={spec.bf16}"
+        self.identity = f"{_identity(run, step, 'text' in self.reads, cleans)} bf16={spec.bf16}"
         nothing = Material(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.float32), "", ())
         self.width = int(self._run([nothing])[0].shape[-1])
 
@@ -96,8 +104,8 @@ class TrainedStep(Extractor):
     def _run(self, materials: Sequence[Material]) -> tuple[Tensor, dict[str, Tensor]]:
         """The step's output for a batch, and every tensor on the way to it."""
         tensors = {name: value.to(self.device) for name, value in self._raw(materials).items()}
-        raw = ("face_crops", "face_count", "waveform", "waveform_length", "text_length")
-        made = self.preprocess(*(tensors[name] for name in raw))
+        raw = ("face_crops", "face_count", "waveform", "waveform_length", "text_length", "cleaned")
+        made = self.preprocess(*(tensors.get(name) for name in raw))
         tensors |= dict(zip(self.made, made, strict=True))
         with self._precision():
             features: Tensor = self.module(*(tensors[name] for name in self.inputs))
@@ -118,7 +126,10 @@ class TrainedStep(Extractor):
         if self.tokenize is not None:
             words = np.array([[m.text] for m in materials], dtype=np.object_)
             arrays |= self.tokenize({"text": words})
-        return {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
+        made = {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
+        if self.clean is None:
+            return made
+        return made | {"cleaned": self.clean(made["waveform"], made["waveform_length"])}
 
     @torch.inference_mode()
     def _over_time(
@@ -144,12 +155,17 @@ class TrainedStep(Extractor):
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def _identity(run: Path, step: str, words: bool) -> str:
-    """A hash of the weights, their configuration and, where it reads words, the tokeniser."""
+def _identity(run: Path, step: str, words: bool, cleans: bool) -> str:
+    """A hash of the weights, their configuration and, where it reads words, the tokeniser; where it
+    hears cleaned sound, of what cleans it."""
     names = (ADOPTED, GRAPH) if is_adopted(run, step) else (CONFIG, MODEL)
     files = [run / step / name for name in names]
-    if words:
-        files += sorted(path for path in (run / "tokenizer").iterdir() if path.is_file())
+    folders = [run / "tokenizer"] if words else []
+    if cleans:
+        parts = (RECOGNIZER, SEPARATOR, LANGUAGE_MODEL)
+        folders += [run / part for part in parts if holds(run, part)]
+    for folder in folders:
+        files += sorted(path for path in folder.iterdir() if path.is_file())
     told = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
     return hashlib.sha256(f"{step}\n{told}".encode()).hexdigest()
 
