@@ -13,8 +13,10 @@ import odd_media
 import pytest
 import torch
 from random_run import write_random_run
+from synthetic_features import make_features
 
 from merkit.contract import Preprocessing
+from merkit.errors import BundleCorruptError, InvalidInputError
 from merkit_training.corpus import Clip
 from merkit_training.fusion import features
 from merkit_training.fusion.config import FusionConfig
@@ -118,3 +120,15 @@ def test_a_killed_extraction_goes_on_where_it_was(
     assert not (run / "features" / "train" / "parts").exists()
     scores, _ = load(run)(*train.inputs())
     torch.testing.assert_close(scores.sum(dim=2), torch.ones(5, 4))
+
+
+@pytest.mark.parametrize("file", ["features.safetensors", "clips.json"])
+def test_damaged_features_are_told(tmp_path: Path, file: str) -> None:
+    make_features(4).save(tmp_path)
+    path = tmp_path / file
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(BundleCorruptError, match=file):
+        read_features(tmp_path)
+    path.unlink()
+    with pytest.raises((BundleCorruptError, InvalidInputError)):
+        read_features(tmp_path)

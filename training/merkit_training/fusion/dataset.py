@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merkit.errors import InvalidInputError
+from merkit.errors import BundleCorruptError, InvalidInputError
 from merkit_training.corpus import in_split_order
 from merkit_training.fusion.groups import (
     FOREIGN,
@@ -151,7 +151,13 @@ def joint_view(presence: Tensor, modalities: Sequence[str]) -> Tensor:
 
 
 def read_features(folder: Path) -> FeatureSet:
-    """Reads what `FeatureSet.save` wrote; InvalidInputError where nothing lies."""
+    """Reads what `FeatureSet.save` wrote.
+
+    Raises:
+        InvalidInputError: nothing lies there.
+        BundleCorruptError: what lies there is damaged.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not (folder / "clips.json").is_file():
@@ -160,8 +166,15 @@ def read_features(folder: Path) -> FeatureSet:
             "features.safetensors and clips.json",
             "run the stage 'features' first",
         )
-    texts: dict[str, Any] = json.loads((folder / "clips.json").read_text("utf-8"))
-    return from_stored(load_file(folder / "features.safetensors"), **texts)
+    texts, path = read_json(folder / "clips.json"), folder / "features.safetensors"
+    try:
+        return from_stored(load_file(path), **texts)
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise BundleCorruptError(
+            f"{path} and clips.json are damaged ({type(error).__name__}: {error})",
+            "the features of one set of clips",
+            f"remove {folder} and extract them again",
+        ) from None
 
 
 def classes_in(run: Path, corpus: Path | None = None) -> tuple[str, ...]:
