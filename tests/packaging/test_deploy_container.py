@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from authority import Authority
 from conftest import REPOSITORY
 
 from merkit import __version__
@@ -109,13 +110,25 @@ def known(triton: Installation) -> set[str]:
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
     """Every file that the environment can name."""
-    made = dict(HERE)
-    for name in ("TLS_CERT", "TLS_KEY", "CLIENT_CA", "TOKEN_FILE", "ADMIN_KEY_FILE"):
+    authority = Authority(tmp_path, "authority")
+    pair = dict(zip(("TLS_CERT", "TLS_KEY"), authority.issue("server"), strict=True))
+    made = {name: str(path) for name, path in {**pair, "CLIENT_CA": authority.file}.items()}
+    for name in ("TOKEN_FILE", "ADMIN_KEY_FILE"):
         path = tmp_path / name.lower()
-        secret = name.endswith("_FILE")
-        path.write_text(f"{SECRET}-{name}\n" if secret else "-----BEGIN CERTIFICATE-----\n")
-        made[f"MERKIT_{name}"] = str(path)
-    return made
+        path.write_text(f"{SECRET}-{name}\n")
+        made[name] = str(path)
+    return HERE | {f"MERKIT_{name}": path for name, path in made.items()}
+
+
+def test_a_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
+    """Triton starts with it and says that it is ready: pods would go live that nobody reaches."""
+    authority = Authority(tmp_path, "authority")
+    certificate, key = authority.issue("server")
+    _, other = authority.issue("other")
+    environment = HERE | {"MERKIT_TLS_CERT": str(certificate), "MERKIT_TLS_KEY": str(key)}
+    assert container.command(environment)
+    with pytest.raises(InvalidInputError, match="cannot be used"):
+        container.command(environment | {"MERKIT_TLS_KEY": str(other)})
 
 
 def options(line: list[str]) -> set[str]:

@@ -51,6 +51,7 @@ def command(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> li
         token_file=file("TOKEN_FILE"),
         admin_key_file=file("ADMIN_KEY_FILE"),
     )
+    protection.check_pair()
     tracing: list[str] = []
     if url := environment.get("MERKIT_TRACE_URL"):
         tracing = Tracing(url, _rate(environment.get("MERKIT_TRACE_RATE") or "1000")).flags()
