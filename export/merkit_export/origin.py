@@ -20,12 +20,11 @@ from merkit.contract import Contract, Preprocessing, Voter
 from merkit.errors import BundleCorruptError
 from merkit.pipeline import standard_contract
 from merkit.steps import Step
-from merkit_training.encoders.adopted import GRAPH
 from merkit_training.fusion.groups import refuse_foreign
 from merkit_training.runs import read_json
 from merkit_training.settings import from_table
-from merkit_training.speech.hearing.parts import ARPA, LANGUAGE_MODEL, chain_of, python_steps
-from merkit_training.steps import load_step
+from merkit_training.speech.hearing.parts import chain_of, python_steps
+from merkit_training.steps import load_step, weight_files
 from merkit_training.voting import Voting
 
 TOKENIZER = Path("tokenizer") / "tokenizer.json"
@@ -34,7 +33,7 @@ KEPT_BYTES = 4_000_000_000
 """Of modules in float32, or of a bundle's content, that is held at the same time."""
 FLOAT_GROWTH = 2
 """Weights are saved in half precision and loaded as float32."""
-CARD_FACTS = ("scores", "parameters", "seed", "feature")
+CARD_FACTS = ("scores", "parameters", "seed", "feature", "adopted")
 """What of a stage's card the manifest repeats."""
 
 
@@ -104,7 +103,7 @@ class Modules(Mapping[str, nn.Module]):
     def __init__(self, run: Path, contract: Contract) -> None:
         self._run, self._voting = run, Voting(bytes.fromhex(contract.contract_id)).eval()
         self._names = tuple(step.name for step in contract.steps if step.kind == "onnx")
-        stored = sum(path.stat().st_size for path in _weights(run))
+        stored = sum(path.stat().st_size for path in weight_files(run))
         self.fit = stored * FLOAT_GROWTH <= KEPT_BYTES
         self._kept: dict[str, nn.Module] = {}
 
@@ -148,13 +147,8 @@ def provenance(origin: Origin) -> dict[str, Any]:
 
 
 def checkpoint_hashes(run: Path) -> dict[str, str]:
-    """sha256 of each stage's weights: trained or counted ones, or the file that was adopted."""
-    return {path.parent.name: sha256_file(path) for path in _weights(run)}
-
-
-def _weights(run: Path) -> list[Path]:
-    counted = run.glob(f"{LANGUAGE_MODEL}/{ARPA}")
-    return sorted((*run.glob("*/model.safetensors"), *run.glob(f"*/{GRAPH}"), *counted))
+    """sha256 of each stage's weights, see `weight_files`."""
+    return {path.parent.name: sha256_file(path) for path in weight_files(run)}
 
 
 def _version(package: str) -> str | None:

@@ -137,6 +137,12 @@ def test_what_cannot_be_that_step_is_refused(
         read_folder(folder, step, P)
 
 
+@pytest.mark.parametrize("wants", [{"do_rescale": False}, {"rescale_factor": 1.0}])
+def test_pictures_of_another_range_are_refused(tmp_path: Path, wants: dict[str, object]) -> None:
+    with pytest.raises(InvalidInputError, match="0 to 255"):
+        read_folder(write_seeing(tmp_path, **wants), "face_encoder", P)
+
+
 def test_words_beyond_what_it_knows_are_refused(tmp_path: Path) -> None:
     for facts, word in (({"max_position_embeddings": 65}, "65 pos"), ({"vocab_size": 9}, "ids")):
         with pytest.raises(InvalidInputError, match=word):
@@ -173,6 +179,18 @@ def test_the_new_run_holds_the_encoder_and_neither_features_nor_fusion(
     assert sorted(path.relative_to(random_run) for path in random_run.rglob("*")) == before
     assert main([*command, "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_searches_on_the_former_features_stay_where_they_are(
+    random_run: Path, tmp_path: Path
+) -> None:
+    """A database that both runs could write to would mix two runs' trials."""
+    run, folder = shutil.copytree(random_run, tmp_path / "run"), write_seeing(tmp_path / "vit")
+    (run / "tuning").mkdir()
+    (run / "tuning" / "optuna.db").write_bytes(b"trials")
+    adopt(folder, "face_encoder", run, tmp_path / "new", say=lambda _: None)
+    assert not (tmp_path / "new" / "tuning").exists()
+    assert (run / "tuning" / "optuna.db").read_bytes() == b"trials"
 
 
 @pytest.fixture
@@ -214,6 +232,8 @@ def test_a_bundle_with_an_adopted_encoder_passes_the_gate(
     bundle = building.build(adopted_run, tmp_path / "bundle", say=lambda _: None)
     assert bundle.bundle_id != exported.bundle_id
     assert bundle.manifest["validation"]["releasable"] is True
+    stages = bundle.manifest["provenance"]["stages"]  # the recipe beside speaks of the former one
+    assert stages["audio_encoder"]["adopted"] == "hubert"
     batch = bundle.manifest["validation"]["parity"]["steps"]["audio_encoder"]["batch"]
     assert batch < 1e-6  # although its norm is over time
     with merkit.load(bundle.root) as client:

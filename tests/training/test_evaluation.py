@@ -15,6 +15,7 @@ import numpy as np
 import odd_media
 import pytest
 from conftest import REPOSITORY
+from hearing_run import write_hearing_run
 from random_run import SMALLEST
 
 from merkit.bundle import Bundle
@@ -241,6 +242,18 @@ def test_a_run_answers_as_its_modules_do(random_run: Path) -> None:
     assert subject.facts["kind"] == "run" and subject.contract == reference.contract
     for name in OUTCOME:
         assert np.array_equal(ours[name], theirs[name]), name
+
+
+def test_another_language_model_is_another_model(tmp_path: Path) -> None:
+    """It decides words, and so answers that a cache keeps; its numbers are counted, not trained."""
+    run = write_hearing_run(tmp_path / "run")
+    marks = []
+    for more in ("", "\n"):
+        path = run / "language_model" / "model.arpa"
+        path.write_text(path.read_text("utf-8") + more, "utf-8")
+        with (subject := open_subject(run)).client:
+            marks.append(subject.mark)
+    assert marks[0] != marks[1]
 
 
 def test_a_run_that_learnt_valence_tells_it(tmp_path: Path) -> None:

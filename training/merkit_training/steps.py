@@ -8,8 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from merkit.errors import InvalidInputError
-from merkit_training.encoders.adopted import is_adopted
+from merkit_training.encoders.adopted import GRAPH, is_adopted
 from merkit_training.encoders.adopted import load as load_adopted
+from merkit_training.runs import MODEL
+from merkit_training.speech.hearing.parts import ARPA
 
 LOADERS = {
     "separate": "merkit_training.speech.hearing.modules:load_separate",
@@ -42,3 +44,8 @@ def load_step(run: Path, step: str) -> nn.Module:
     module, _, function = LOADERS[step].partition(":")
     loaded: nn.Module = getattr(import_module(module), function)(run)
     return loaded.eval().requires_grad_(False)
+
+
+def weight_files(run: Path) -> list[Path]:
+    """Every file that holds what a stage of a run learnt, in order: trained, adopted or counted."""
+    return sorted(path for name in (MODEL, GRAPH, ARPA) for path in run.glob(f"*/{name}"))

@@ -24,6 +24,7 @@ from merkit_export.adopt.check import check
 from merkit_export.adopt.read import Adoptable, read_folder
 from merkit_export.parity import StepParity
 from merkit_training.encoders.adopted import ADOPTED, GRAPH, AdoptedEncoder, Pool
+from merkit_training.fusion.sharing import share_files
 from merkit_training.runs import CARD, read_json, write_json
 from merkit_training.settings import from_table
 
@@ -98,9 +99,9 @@ def measured(found: Adoptable, p: Preprocessing) -> Adoptable:
 
 
 def _write(found: Adoptable, run: Path, out: Path, record: dict[str, Any]) -> None:
-    shutil.copytree(run, out, ignore=_stale(run, found.step), copy_function=_link)
+    share_files(run, out, (*REMADE, found.step))
     stage = out / found.step
-    stage.mkdir()
+    stage.mkdir(parents=True)
     for path in sorted(found.folder.glob(f"{GRAPH}*")):  # its external data, too
         shutil.copyfile(path, stage / path.name)
     if found.config.reads == "input_ids":
@@ -114,22 +115,6 @@ def _write(found: Adoptable, run: Path, out: Path, record: dict[str, Any]) -> No
         facts["on"] = {k: v for k, v in facts.get("on", {}).items() if k not in replaced}
     write_json(stage / CARD, {"scores": {}, "adopted": found.config.kind})
     write_json(out / "run.json", {**record, "stages": stages})
-
-
-def _stale(run: Path, step: str) -> Callable[[str, list[str]], list[str]]:
-    def ignored(folder: str, names: list[str]) -> list[str]:
-        top = Path(folder).resolve() == run.resolve()
-        return [name for name in names if top and name in (*REMADE, step)]
-
-    return ignored
-
-
-def _link(source: str, target: str) -> None:
-    """Weights are large and never written in place: another name for the same file will do."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _take_tokenizer(new: Path, folder: Path) -> None:

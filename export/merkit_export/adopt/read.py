@@ -32,6 +32,8 @@ LAYER = "hidden_states."
 LAST_LAYERS = 4
 OLDEST_OPSET = 13  # from which on Squeeze and ReduceSum take axes as inputs
 EXPORT = "export it with: optimum-cli export onnx --model MODEL --task feature-extraction FOLDER"
+BYTE = 1 / 255
+"""What colours of pictures are multiplied by before mean and deviation."""
 HUBERT_FIELD = 400
 """Samples that HuBERT's and wav2vec 2.0's convolutions need, where config.json does not say."""
 
@@ -242,6 +244,14 @@ def _pictures(
     wants, notes = _facts(path, required=False), []
     if not wants:
         notes.append(f"no {path.name}: taken to want the contract's mean and deviation")
+    factor = wants.get("rescale_factor", BYTE)
+    usual = isinstance(factor, int | float) and abs(factor - BYTE) < BYTE / 1000
+    if wants.get("do_rescale", True) is not True or not usual:
+        raise InvalidInputError(
+            f"{path} wants colours of another range (rescale_factor {factor})",
+            "colours from 0 to 255 divided by 255, as the contract's are",
+            "adopt another",
+        )
     mean = _colours(wants.get("image_mean"), p.face_mean, path)
     std = _colours(wants.get("image_std"), p.face_std, path)
     if wants.get("do_normalize", True) is False:

@@ -108,11 +108,12 @@ def _run(run: Path, threads: int | None) -> Subject:
     from merkit_training.evaluation.stored import StoredBackend
     from merkit_training.evaluation.trained import TrainedBackend
     from merkit_training.fusion.fuse import stated_groups
+    from merkit_training.steps import weight_files
 
     if threads is not None:
         torch.set_num_threads(threads)
     fusion = read_json(run / "fusion" / "config.json")
-    weights = {p.parent.name: sha256_file(p) for p in sorted(run.glob("*/model.safetensors"))}
+    weights = {path.parent.name: sha256_file(path) for path in weight_files(run)}
     digest = hashlib.sha256(canonical(weights)).hexdigest()[:32]
     record = read_json(run / "run.json")
     own = bool(fusion.get("data"))
