@@ -114,7 +114,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def fastest(found: dict[str, Any]) -> str:
     """Of an encoder's candidates that pass the gate of random weights, the fastest."""
-    passed = [c["precision"] for c in found["candidates"].values() if c["passes"]]
+    passed: list[str] = [c["precision"] for c in found["candidates"].values() if c["passes"]]
     return min(passed, key=lambda name: float(found["contenders"][name]["p50"]))
 
 
@@ -175,7 +175,7 @@ def _inputs(workshop: Workshop, step: StepSpec, path: Path) -> dict[str, Any]:
     judge = workshop.judge
     clip = Clip(path, _words(path))
     entry = decoded_entry(clip, judge.contract.preprocessing, Limits(), None, keep_frames=False)
-    return judge.inputs(step.name, entry.tensors)
+    return judge.inputs(step.name, dict(entry.tensors))
 
 
 def _whole(

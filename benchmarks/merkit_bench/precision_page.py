@@ -47,14 +47,14 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def _rows(step: str, found: Mapping[str, Any], chosen: str) -> list[str]:
     """An encoder's contenders, then what was refused before it was timed."""
-    base, peak, rows = found["contenders"][BASE]["p50"], found["gemm_gflops"]["fp32"], []
+    peak, rows = found["gemm_gflops"]["fp32"], []
     for name, row in found["contenders"].items():
         made = found["candidates"].get(name)
         size = f"{made['bytes'] / 1e6:.1f}" if made else "–"
         least = f"{made['cosine']:.4f}" if made else "–"
         verdict = "" if made is None or made["passes"] else "below the gate's cosine"
         rows.append(
-            f"| {step} | {name} | {row['p50']:.2f} | {base / row['p50']:.2f} "
+            f"| {step} | {name} | {row['p50']:.2f} | {row['base'] / row['p50']:.2f} "
             f"| {found['gflop'] / (row['p50'] / 1e3) / peak:.0%} | {size} | {row['cosine']:.4f} "
             f"| {least} | {'**taken**' if name == chosen else verdict} |"
         )

@@ -165,15 +165,17 @@ class Greedy(Search):
     def __init__(self, costs: Mapping[str, float], budget: Budget, trained: bool = True) -> None:
         self.costs, self.budget = costs, budget
         truth = np.zeros(1, np.int64) if trained else None
-        self.judge = SimpleNamespace(material=SimpleNamespace(truth=truth))  # type: ignore[assignment]
+        material = SimpleNamespace(truth=truth, names=("clip",) * 600)
+        self.judge = SimpleNamespace(material=material)  # type: ignore[assignment]
         self.maker = SimpleNamespace(target=TARGETS["cuda"])  # type: ignore[assignment]
 
     rise = 0.0  # of the calibration error, for each lossy step
+    agreement = 1.0
 
     def _verdict(self, choice: Mapping[str, str]) -> Verdict:
         lossy = [step for step, p in choice.items() if p != "fp32"]
         lost = sum(self.costs[step] for step in lossy)
-        return Verdict(0.8 - lost / 100, 1.0, 0.0, 0.1 + self.rise * len(lossy))
+        return Verdict(0.8 - lost / 100, self.agreement, 0.0, 0.1 + self.rise * len(lossy))
 
 
 def trial(step: str, precision: str = "int8-qdq", ms: float | None = 1.0, **more: Any) -> Trial:
@@ -188,6 +190,16 @@ def test_losses_that_are_harmless_alone_add_up() -> None:
     chosen, refusals = search._choose(base, trials)
     assert chosen == {"a": "fp32", "b": "int8-qdq", "c": "int8-qdq"}  # b saves most, then a, c
     assert refusals == {"a int8-qdq": "0.60 points of WAF lost with those chosen before it"}
+
+
+def test_labels_must_agree_by_more_than_these_clips_could_flatter() -> None:
+    search = Greedy({"a": 0.0}, Budget(agreement=0.99))
+    for agreement, clips, taken in ((0.993, 600, False), (0.995, 600, True), (0.993, 6000, True)):
+        search.agreement = agreement
+        search.judge.material.names = ("clip",) * clips
+        chosen, refusals = search._choose({"a": "fp32"}, [trial("a")])
+        assert (chosen["a"] == "int8-qdq") == taken
+        assert taken or "99.30% (- 0.34%)" in refusals["a int8-qdq"]
 
 
 def test_what_is_slower_or_refused_is_not_taken() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -249,10 +250,13 @@ class Search:
         return self.maker.target.precisions.index(trial.precision)
 
     def _over(self, choice: Mapping[str, str], base: Mapping[str, str]) -> str:
-        """What of the budget a choice exceeds, or ""."""
+        """What of the budget a choice exceeds, or "". Clips that chose flatter what they chose, and
+        `verify` will ask others: labels must agree to one standard error above the budget."""
         found, reference = self._verdict(choice), self._verdict(base)
-        if found.agreement < self.budget.agreement:
-            return f"{found.agreement:.2%} of the labels agree with those chosen before it"
+        agree = found.agreement
+        doubt = math.sqrt(agree * (1 - agree) / len(self.judge.material.names))
+        if agree - doubt < self.budget.agreement:
+            return f"{agree:.2%} (- {doubt:.2%}) of the labels agree with those chosen before it"
         if found.waf is not None and reference.waf is not None:
             lost = 100 * (reference.waf - found.waf)
             if lost > self.budget.waf:
