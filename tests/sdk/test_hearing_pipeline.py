@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+import wave
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -26,8 +28,9 @@ from merkit.bundle import Bundle, open_bundle, write_manifest
 from merkit.cli import main
 from merkit.client import Client
 from merkit.contract import Contract
-from merkit.errors import InvalidInputError, NoEvidenceError
+from merkit.errors import ClipLimitError, InvalidInputError, NoEvidenceError
 from merkit.lint import lint
+from merkit.media.limits import Limits
 from merkit.opening import load
 from merkit.pipeline import HEARD, OUTCOME, Chain
 from merkit.report import Report
@@ -274,3 +277,34 @@ def test_resources_are_content(cleaned: Bundle) -> None:
 def test_a_chain_without_a_separator_cannot_clean() -> None:
     with pytest.raises(ValueError, match="no separator"):
         write_toy_bundle(Path(), chain=Chain(HEARS.hearing, HEARS.tokens))
+
+
+def hour(path: Path, seconds: int) -> Path:
+    """The voice over and over, as 8-bit sound at 8 kHz: 8 kB a second."""
+    said = ((np.clip(voice()[::2], -1, 1) + 1) * 127.5).astype(np.uint8)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(1)
+        file.setframerate(RATE // 2)
+        file.writeframes(np.resize(said, seconds * RATE // 2).tobytes())
+    return path
+
+
+def test_an_hour_is_heard_in_the_memory_of_its_middle(
+    client: Client, cleaned: Bundle, tmp_path: Path
+) -> None:
+    """And one second more is refused, unless who asks has raised the limit."""
+    client.predict(wav(voice()))  # whatever is loaded but once
+    tracemalloc.start()
+    try:
+        found = client.predict(hour(tmp_path / "hour.wav", 3600))
+        assert tracemalloc.get_traced_memory()[1] < 60e6  # the whole would take 230 MB
+    finally:
+        tracemalloc.stop()
+    assert found.warnings == ("the sound lasts 3600.0 s; the middle 20 s are used",)
+    assert found.transcript and found.hearing is not None and found.hearing.speech
+    longer = hour(tmp_path / "longer.wav", 3601)
+    with pytest.raises(ClipLimitError, match=r"3601.0 s; expected at most 3600 s"):
+        client.predict(longer)
+    with load(cleaned.root, threads=1, limits=Limits(max_seconds=7200)) as patient:
+        assert patient.predict(longer).transcript

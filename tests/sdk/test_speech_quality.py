@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +134,28 @@ def test_real_speech_in_noise_is_estimated(media: Path) -> None:
 def test_too_little_sound_has_no_estimate(wave: NDArray[np.float64]) -> None:
     assert estimated_snr(wave.astype(np.float32)) is None
     assert not is_clean(wave.astype(np.float32), 0)
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_spans_do_not_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long sound is looked at in parts; runs of clipped samples may lie across two."""
+    wave = SOUNDS[name][0].astype(np.float32)
+    whole, estimate = assess(wave), estimated_snr(wave)
+    for module in ("quality", "snr"):
+        monkeypatch.setattr(f"merkit.speech.{module}.SPAN", 997)
+    parts = assess(wave)
+    assert replace(parts, level_dbfs=whole.level_dbfs) == whole
+    assert parts.level_dbfs == pytest.approx(whole.level_dbfs)
+    assert estimated_snr(wave) == pytest.approx(estimate) if estimate else True
+
+
+def test_long_sound_costs_little_more_memory_than_itself() -> None:
+    """Ten minutes; what is made beside it was several times as large."""
+    wave = np.random.default_rng(0).uniform(-1, 1, 600 * 16_000).astype(np.float32)
+    tracemalloc.start()
+    try:
+        assert "clipped" not in assess(wave).flags
+        assert estimated_snr(wave) is not None
+        assert tracemalloc.get_traced_memory()[1] < 60e6
+    finally:
+        tracemalloc.stop()

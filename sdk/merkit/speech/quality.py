@@ -23,6 +23,7 @@ BAND = (100.0, 4000.0)  # Hz, where speech has its power
 PITCH = (60.0, 400.0)  # Hz, of voices
 PERIODIC = 0.45  # least autocorrelation at one period of a voiced frame
 BLOCK = 1000  # frames that are transformed at once
+SPAN = 1 << 20  # samples that are looked at at once
 SILENCE_DB = -120.0  # what no sound at all is called
 FLAGS = ("empty", "not_finite", "too_quiet", "clipped", "dc_offset", "no_speech")
 
@@ -81,8 +82,8 @@ def assess(
     lost = int(x.size - np.count_nonzero(finite))
     clean = np.where(finite, x, 0).astype(np.float32) if lost else x.astype(np.float32, copy=False)
     offset = float(clean.mean(dtype=np.float64)) if x.size else 0.0
-    power = float(np.mean(np.square(clean - np.float32(offset)), dtype=np.float64)) if x.size else 0
-    peak = float(np.abs(clean).max(initial=0))
+    power = _power(clean, offset)
+    peak = max(float(clean.max(initial=0)), -float(clean.min(initial=0)))
     clipped, level = _clipped_share(clean, peak), _decibels(power)
     speech = _speech(clean, offset, sample_rate, limits)
     spoken = sum(end - begin for begin, end in speech)
@@ -109,16 +110,28 @@ def speech_spans(
     return assess(waveform, sample_rate, limits).speech
 
 
+def _power(x: Wave, offset: float) -> float:
+    """Mean square of the samples without their mean."""
+    parts = (x[start : start + SPAN] - np.float32(offset) for start in range(0, x.size, SPAN))
+    total = sum(float(np.square(part).sum(dtype=np.float64)) for part in parts)
+    return total / x.size if x.size else 0.0
+
+
 def _clipped_share(x: Wave, peak: float) -> float:
     """Share of samples at full scale, or in runs of three or more at the very peak."""
     if peak < 0.25:  # flat tops of a faint sound are its few quantisation steps
         return 0.0
-    at_top = np.abs(x) >= peak - 1.5 / 32768
-    runs = at_top[:-2] & at_top[1:-1] & at_top[2:]
-    flat = np.zeros(x.size, bool)
-    for shift in range(3):
-        flat[shift : shift + runs.size] |= runs
-    return float(np.mean(flat | (np.abs(x) >= 0.999)))
+    clipped = 0
+    for start in range(0, x.size, SPAN):
+        before = min(2, start)  # samples of a run that may reach into this span
+        size = np.abs(x[start - before : start + SPAN + 2])
+        at_top = size >= peak - 1.5 / 32768
+        runs = at_top[:-2] & at_top[1:-1] & at_top[2:]
+        flat = size >= 0.999
+        for shift in range(3):
+            flat[shift : shift + runs.size] |= runs
+        clipped += int(np.count_nonzero(flat[before : before + SPAN]))
+    return clipped / x.size
 
 
 def _speech(x: Wave, offset: float, rate: int, limits: QualityLimits) -> tuple[Span, ...]:
