@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from merkit.backends.base import Tensors, check_tensors
 from merkit.contract import Contract
-from merkit.errors import InvalidInputError
+from merkit.errors import BundleCorruptError, ContractMismatchError, InvalidInputError
 from merkit.pipeline import (
     DECODED_IN,
     DETAIL,
@@ -120,3 +120,32 @@ def suffix_of(bundle: str) -> str:
             "merkit inspect BUNDLE shows it",
         )
     return f"-{bundle[:DIGITS]}"
+
+
+def served_contract(parameters: Mapping[str, str], url: str, expected: str | None) -> Contract:
+    """The contract inside the config parameters of an entry point at `url`.
+
+    Raises:
+        ContractMismatchError: there is none, it cannot be read, or it is not the one expected.
+    """
+    if "contract" not in parameters:
+        raise ContractMismatchError(
+            f"the model 'merkit' at {url} carries no contract in its config's parameters",
+            "a server of a merkit bundle whose model-config can be read",
+            "render the repository with merkit-export render, or ask the server's operator",
+        )
+    try:
+        contract = Contract.from_json(json.loads(parameters["contract"]), url)
+    except (ValueError, BundleCorruptError) as error:
+        raise ContractMismatchError(
+            f"the contract that {url} carries cannot be read ({error})",
+            "one of this version of merkit",
+            "use the same version of merkit on both sides",
+        ) from None
+    if expected is not None and contract.contract_id != expected:
+        raise ContractMismatchError(
+            f"{url} serves the contract {contract.contract_id}",
+            expected,
+            "connect to a server of the expected bundle, or reconnect to accept this one",
+        )
+    return contract

@@ -22,17 +22,21 @@ from numpy.typing import NDArray
 from merkit.backends.base import Tensors
 from merkit.backends.breaker import CircuitBreaker
 from merkit.backends.deadline import one_deadline, seconds_left
-from merkit.backends.entries import ModelNames, choose, names_of, suffix_of, wanted
+from merkit.backends.entries import (
+    ModelNames,
+    choose,
+    names_of,
+    served_contract,
+    suffix_of,
+    wanted,
+)
 from merkit.backends.grpc_errors import retried, translate
 from merkit.backends.loop import Loop
 from merkit.backends.security import Security, speaks_tls
 from merkit.backends.tracing import trace_headers
-from merkit.contract import Contract
 from merkit.errors import (
-    BundleCorruptError,
     CertificateError,
     ClipLimitError,
-    ContractMismatchError,
     DeadlineExceededError,
     InferenceError,
     InvalidInputError,
@@ -125,7 +129,7 @@ class TritonBackend:
         try:
             self._credentials = self._security.credentials() if self._encrypted else None
             parameters = self._ask(self._connect)
-            self.contract = _contract(parameters, url, contract_id)
+            self.contract = served_contract(parameters, url, contract_id)
             self._names = names_of(parameters, self._names.suffix)
         except BaseException:
             self.close()
@@ -232,7 +236,7 @@ class TritonBackend:
 
     def _check_unchanged(self) -> None:
         """Turns a refusal into the mismatch behind it, if the server was given another bundle."""
-        _contract(self._ask(self._parameters), self.url, self.contract.contract_id)
+        served_contract(self._ask(self._parameters), self.url, self.contract.contract_id)
 
     def _ask(self, call: Any) -> Any:
         """Runs `call(headers=, client_timeout=)` in the background until it answers, fails, or
@@ -376,28 +380,3 @@ def _grpc_client() -> Any:
     except ImportError:
         raise MissingExtraError.of("tritonclient", "triton") from None
     return client
-
-
-def _contract(parameters: Mapping[str, str], url: str, expected: str | None) -> Contract:
-    """The contract inside the ensemble's config parameters, compared with the one expected."""
-    if "contract" not in parameters:
-        raise ContractMismatchError(
-            f"the model 'merkit' at {url} carries no contract in its config's parameters",
-            "a server of a merkit bundle whose model-config can be read",
-            "render the repository with merkit-export render, or ask the server's operator",
-        )
-    try:
-        contract = Contract.from_json(json.loads(parameters["contract"]), url)
-    except (ValueError, BundleCorruptError) as error:
-        raise ContractMismatchError(
-            f"the contract that {url} carries cannot be read ({error})",
-            "one of this version of merkit",
-            "use the same version of merkit on both sides",
-        ) from None
-    if expected is not None and contract.contract_id != expected:
-        raise ContractMismatchError(
-            f"{url} serves the contract {contract.contract_id}",
-            expected,
-            "connect to a server of the expected bundle, or reconnect to accept this one",
-        )
-    return contract
