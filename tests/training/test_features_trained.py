@@ -8,6 +8,7 @@ import numpy as np
 import odd_media
 import pytest
 from hearing_run import CLEANED, write_hearing_run
+from voices import voice
 
 from merkit.contract import Preprocessing
 from merkit_training import cli
@@ -15,7 +16,7 @@ from merkit_training.features.extractor import EncoderSpec
 from merkit_training.features.material import Material
 from merkit_training.features.trained import TrainedStep
 from merkit_training.fusion.features import Decoded, Encoder
-from merkit_training.speech.hearing.cleaner import Cleaner
+from merkit_training.speech.hearing.ears import Ears
 
 
 @pytest.mark.parametrize("step", ["face_encoder", "audio_encoder", "text_encoder", "joint_encoder"])
@@ -56,12 +57,13 @@ def test_an_encoder_that_hears_cleaned_sound_is_given_it(
 ) -> None:
     """As fusion's features and the bundle have it; here the cleaner turns the sound around."""
     run = write_hearing_run(tmp_path / "run", CLEANED)
-    monkeypatch.setattr(Cleaner, "__call__", lambda _self, wave, _length: wave.flip(1))
+    step = TrainedStep(run, "audio_encoder", EncoderSpec("run"))
+    turned = lambda _self, wave, _length, texts: (list(texts), wave.flip(1))  # noqa: E731
+    monkeypatch.setattr(Ears, "__call__", turned)
     wave = (0.1 * np.random.default_rng(0).standard_normal(16_000)).astype(np.float32)
     no_face = np.zeros((0, 64, 64, 3), np.uint8)
     fusion = Encoder(run, Preprocessing(), ("a",))([Decoded(no_face, wave)], [""])
     heard = Material(np.zeros((0, 1, 1, 3), np.uint8), wave, "", ())
-    step = TrainedStep(run, "audio_encoder", EncoderSpec("run"))
     (feature,) = step.encode([heard], frames=False)
     assert feature is not None
     np.testing.assert_allclose(feature.utterance, fusion["audio_features"][0], atol=1e-6)
@@ -69,6 +71,19 @@ def test_an_encoder_that_hears_cleaned_sound_is_given_it(
         (run / "separator" / "model.safetensors").read_bytes()[:-1] + b"x"
     )
     assert TrainedStep(run, "audio_encoder", EncoderSpec("run")).identity != step.identity
+
+
+def test_words_that_nobody_gave_are_heard_where_the_encoder_reads_both(tmp_path: Path) -> None:
+    run = write_hearing_run(tmp_path / "run")
+    no_face = np.zeros((0, 64, 64, 3), np.uint8)
+    fusion = Encoder(run, Preprocessing(), ("j",))([Decoded(no_face, voice())], [""])
+    step = TrainedStep(run, "joint_encoder", EncoderSpec("run"))
+    heard, deaf = (Material(no_face, voice(), text, ()) for text in ("", "other words"))
+    for material, same in ((heard, True), (deaf, False)):
+        (feature,) = step.encode([material], frames=False)
+        assert feature is not None
+        gap = np.abs(feature.utterance - fusion["joint_views"][0, 0].numpy()).max()
+        assert (gap < 1e-5) == same
 
 
 @pytest.mark.parametrize(

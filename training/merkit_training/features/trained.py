@@ -32,8 +32,14 @@ from merkit_training.features.material import Material
 from merkit_training.labels import MER6
 from merkit_training.runs import CONFIG, MODEL, read_json
 from merkit_training.settings import from_table
-from merkit_training.speech.hearing.cleaner import Cleaner
-from merkit_training.speech.hearing.parts import LANGUAGE_MODEL, RECOGNIZER, SEPARATOR, holds
+from merkit_training.speech.hearing.ears import Ears
+from merkit_training.speech.hearing.parts import (
+    LANGUAGE_MODEL,
+    PUNCTUATOR,
+    RECOGNIZER,
+    SEPARATOR,
+    holds,
+)
 from merkit_training.steps import load_step
 
 ENCODERS = ("face_encoder", "face_encoder_large", "audio_encoder", "text_encoder", "joint_encoder")
@@ -72,12 +78,13 @@ class TrainedStep(Extractor):
             "audio_encoder": self.preprocess.audio_hears,
             "joint_encoder": self.preprocess.joint_hears,
         }
-        cleans = hears.get(step) == "cleaned"
-        self.clean = Cleaner.of(run, self.preprocessing) if cleans else None
+        both = {"audio", "text"} <= self.reads  # of words alone there is no sound to hear them in
+        self.ears = Ears.of(run, self.preprocessing, both, hears.get(step) == "cleaned")
         self.module = load_step(run, step).to(self.device)
         self.tokenize = Tokenize(contract, run / "tokenizer") if "text" in self.reads else None
         self.name = f"{run.resolve().name}-{step}"
-        self.identity = f"{_identity(run, step, 'text' in self.reads, cleans)} bf16={spec.bf16}"
+        mark = _identity(run, step, "text" in self.reads, self.ears is not None)
+        self.identity = f"{mark} bf16={spec.bf16}"
         nothing = Material(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.float32), "", ())
         self.width = int(self._run([nothing])[0].shape[-1])
 
@@ -123,13 +130,15 @@ class TrainedStep(Extractor):
             "waveform_length": column([len(w) for w in waves]),
             "text_length": column([0] * len(materials)),
         }
+        texts, cleaned = [m.text for m in materials], None
+        if self.ears is not None:
+            wave, length = (torch.from_numpy(arrays[n]) for n in ("waveform", "waveform_length"))
+            texts, cleaned = self.ears(wave, length, texts)
         if self.tokenize is not None:
-            words = np.array([[m.text] for m in materials], dtype=np.object_)
+            words = np.array([[text] for text in texts], dtype=np.object_)
             arrays |= self.tokenize({"text": words})
         made = {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
-        if self.clean is None:
-            return made
-        return made | {"cleaned": self.clean(made["waveform"], made["waveform_length"])}
+        return made if cleaned is None else made | {"cleaned": cleaned}
 
     @torch.inference_mode()
     def _over_time(
@@ -155,15 +164,16 @@ class TrainedStep(Extractor):
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def _identity(run: Path, step: str, words: bool, cleans: bool) -> str:
-    """A hash of the weights, their configuration and, where it reads words, the tokeniser; where it
-    hears cleaned sound, of what cleans it."""
+def _identity(run: Path, step: str, words: bool, hears: bool) -> str:
+    """A hash of the weights, their configuration and, where it reads words, the tokeniser; where
+    the run's chain comes before it, of that, too."""
     names = (ADOPTED, GRAPH) if is_adopted(run, step) else (CONFIG, MODEL)
     files = [run / step / name for name in names]
     folders = [run / "tokenizer"] if words else []
-    if cleans:
-        parts = (RECOGNIZER, SEPARATOR, LANGUAGE_MODEL)
+    if hears:
+        parts = (RECOGNIZER, SEPARATOR, LANGUAGE_MODEL, PUNCTUATOR)
         folders += [run / part for part in parts if holds(run, part)]
+        step += repr(read_json(run / "recipe.json").get("hearing", {}))
     for folder in folders:
         files += sorted(path for path in folder.iterdir() if path.is_file())
     told = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
