@@ -14,7 +14,6 @@ from merkit.lint.findings import Finding, Skip, rule
 from merkit.lint.options import Options
 from merkit.lint.repository import CONFIG, ENSEMBLE, Model, Repository
 
-LAYOUT = "Triton user guide, Model Repository, Repository Layout"
 VERSIONS = "Triton user guide, Model Repository, Model Versions"
 
 NO_MODELS = rule(

@@ -65,7 +65,6 @@ PATTERNS = patterns(MODALITIES)
 NOISES = tuple(Condition("noise", snr) for snr in SNRS)
 BABBLES = tuple(Condition("babble", snr) for snr in SNRS)
 BLURRED = tuple(Condition("blur", factor) for factor in BLURS)
-ALL = (*NOISES, *BABBLES, *BLURRED, *PATTERNS)
 
 
 @dataclass(frozen=True)

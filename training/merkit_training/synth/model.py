@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from merkit_training.labels import FACE8, MER6
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 STRENGTHS = ("absent", "weak", "strong", "conflicting")
 EVIDENCE = ("video", "prosody", "words")
