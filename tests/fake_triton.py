@@ -25,12 +25,16 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self) -> None:
         self.ready = True
+        self.version = "2.70.0"
         self.parameters = parameters(CONTRACT)
         self.calls = 0
         self.infer: Callable[[Any], Any] = lambda _: service_pb2.ModelInferResponse()
 
     def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         return service_pb2.ModelReadyResponse(ready=self.ready)
+
+    def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        return service_pb2.ServerMetadataResponse(version=self.version)
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         answer = service_pb2.ModelConfigResponse()

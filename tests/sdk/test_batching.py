@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from merkit.backends.embedded import EmbeddedBackend
 from merkit.backends.triton import TritonBackend
 from merkit.bundle import Bundle, open_bundle
+from merkit.contract import Preprocessing
 from merkit.errors import InvalidInputError
 from merkit.pipeline import GROUPS, standard_contract
 from merkit.ragged import graph_feed
-from merkit.serving.batching import batch_fields, can_batch
+from merkit.serving.batching import batch_fields, can_batch, collecting, collects
 from merkit.serving.deployment import Deployment, QueuePolicy, StepDeployment
 from merkit.serving.server import ServeOptions, Server
 from merkit.serving.tritonserver import Installation
@@ -53,7 +54,8 @@ def test_dims_leave_the_batch_axis_out_exactly_where_triton_adds_it(
         shape = CONTRACT.tensors[tensor["name"]].shape
         axes = len(tensor.get("reshape", {"shape": tensor["dims"]}).get("shape", ()))
         assert axes == len(shape) - bool(made["max_batch_size"])
-    assert bool(made["max_batch_size"]) == ("dynamic_batching" in made) == (step != "preprocess")
+    batches = step != "preprocess" or backend == "python"
+    assert bool(made["max_batch_size"]) == ("dynamic_batching" in made) == batches
 
 
 def test_triton_tells_the_clips_of_a_ragged_batch_apart() -> None:
@@ -101,6 +103,43 @@ def test_queue_and_priorities() -> None:
 def test_a_timeout_that_no_lone_clip_could_meet_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="'fusion' wait 2000 us"):
         fields("fusion", queue_delay_us=2000, queue=QueuePolicy(timeout_ms=2))
+
+
+def collected(step: str, general: Deployment, p: Preprocessing | None = None) -> dict[str, Any]:
+    contract = CONTRACT if p is None else replace(CONTRACT, preprocessing=p)
+    own = general.steps.get(step, StepDeployment())
+    choice = collecting(contract, contract.step(step), general.of(step), own)
+    return batch_fields(contract, contract.step(step), choice, "python")
+
+
+def test_steps_that_run_clip_by_clip_take_all_that_waits_and_wait_for_nobody() -> None:
+    python = {s.name for s in CONTRACT.steps if collects(CONTRACT, s, "python")}
+    assert python == {"decode", "faces", "tokenize", "preprocess"}
+    native = [s for s in CONTRACT.steps if collects(CONTRACT, s, "onnxruntime")]
+    assert not native, "Triton's own backends would lay such tensors end to end"
+    made = collected("preprocess", Deployment())
+    assert made["max_batch_size"] == 16
+    assert made["dynamic_batching"] == {"max_queue_delay_microseconds": 0}
+    varying = {t["name"] for t in made["input"] if t.get("allow_ragged_batch")}
+    assert varying == {"face_crops", "waveform"}
+    assert collected("preprocess", Deployment(max_batch_size=0))["max_batch_size"] == 0
+    own = StepDeployment(max_batch_size=5, queue_delay_us=70)
+    chosen = collected("preprocess", Deployment(steps={"preprocess": own}))
+    assert chosen["max_batch_size"] == 5
+    assert chosen["dynamic_batching"] == {"max_queue_delay_microseconds": 70}
+
+
+def test_pictures_of_one_call_stay_within_bounds() -> None:
+    """They all lie in shared memory at once."""
+    small, large = Preprocessing(max_frame_side=100), Preprocessing(max_frame_side=2000)
+    assert [collected("faces", Deployment(), p)["max_batch_size"] for p in (small, large)] == [
+        16,
+        0,
+    ]
+    usual = [collected(step, Deployment())["max_batch_size"] for step in ("decode", "faces")]
+    assert usual == [3, 6]
+    own = Deployment(steps={"decode": StepDeployment(max_batch_size=9)})
+    assert collected("decode", own)["max_batch_size"] == 9
 
 
 def rows(step: str, lengths: list[int], seed: int = 0) -> list[dict[str, NDArray[Any]]]:
@@ -153,6 +192,41 @@ def test_real_encoders_answer_a_ragged_batch_as_clip_by_clip(step: str, lengths:
 
 CLIENTS, CALLS = 16, 96
 BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def demonstration(triton: Installation) -> Iterator[tuple[Bundle, Server]]:
+    bundle = open_bundle(ROOT / "triton_repo" / "models")
+    with Server(bundle, ServeOptions(), triton) as running:
+        yield bundle, running
+
+
+def test_the_demonstration_bundle_shares_runs_as_it_stands(
+    demonstration: tuple[Bundle, Server],
+) -> None:
+    """No setting is changed: steps before the encoders let go of all that they took at once."""
+    bundle, server = demonstration
+    entries = [mixed_entry(len(MIXES) * (i % 12)) for i in range(CALLS)]  # of sound, face and words
+    near = EmbeddedBackend(bundle, threads=1)
+    expected = [near.infer(entry) for entry in entries[:12]]
+    near.close()
+    far = TritonBackend(server.grpc, deadline=300)
+    try:
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            list(pool.map(far.infer, entries[:CLIENTS]))  # whatever is slow at first
+            time.sleep(0.5)
+            before = far.batch_statistics()
+            found = list(pool.map(far.infer, entries))
+        sizes = mean_sizes(far, before)
+    finally:
+        far.close()
+    for i, got in enumerate(found):
+        assert expected[i % 12]["label"].tolist() == got["label"].tolist()
+        for name in ("scores", "branch_scores", "branch_contributions"):
+            np.testing.assert_allclose(got[name], expected[i % 12][name], rtol=0, atol=1e-5)
+    encoders = {name: sizes[name] for name in ENCODERS}
+    assert np.mean(list(encoders.values())) > 3, sizes
+    assert min(encoders.values()) > 2, sizes
 
 
 def mixed_entry(i: int) -> dict[str, NDArray[Any]]:

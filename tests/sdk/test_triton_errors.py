@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from merkit.backends.breaker import CircuitBreaker
 from merkit.backends.grpc_errors import translate
+from merkit.backends.outlive import survives_cancelling
 from merkit.backends.triton import TritonBackend
 from merkit.errors import (
     ClipUnreadableError,
@@ -120,6 +121,39 @@ def test_one_deadline_holds_for_all_attempts_and_cancels(fake: tuple[FakeTriton,
     assert 0.3 < time.monotonic() - start < 2
     assert cancelled.wait(2), "the server was not told that nobody waits any more"
     backend.close()
+
+
+def test_a_server_that_a_cancelled_call_would_kill_is_not_told(
+    fake: tuple[FakeTriton, str],
+) -> None:
+    servicer, url = fake
+    servicer.version = "2.51.0"
+    backend = TritonBackend(url, deadline=0.4)
+    cancelled, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(context: Any) -> Any:
+        context.add_callback(lambda: None if ended.is_set() else cancelled.set())
+        go_on.wait(10)
+        ended.set()
+        return service_pb2.ModelInferResponse()
+
+    servicer.infer = hang
+    start = time.monotonic()
+    with pytest.raises(DeadlineExceededError, match=r"0\.4 s"):
+        backend.infer(decoded_entry())
+    assert 0.3 < time.monotonic() - start < 2
+    assert not cancelled.wait(0.5)
+    threading.Timer(0.5, go_on.set).start()
+    backend.close()  # lets the call end first
+    assert ended.is_set()
+    assert not cancelled.is_set()
+
+
+@pytest.mark.parametrize(
+    ("version", "survives"), [("2.51.0", False), ("2.67.0", True), ("3.0.1", True), ("dev", True)]
+)
+def test_servers_that_survive_a_cancelled_call(version: str, survives: bool) -> None:
+    assert survives_cancelling(version) == survives
 
 
 def test_a_server_that_accepts_and_never_answers_is_unavailable() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
+from merkit.backends.outlive import Outliving
 from merkit.errors import InferenceError
 
 T = TypeVar("T")
@@ -42,19 +43,21 @@ class Loop:
             future.cancel()
             raise
 
-    def close(self, client: Any) -> None:
-        """Ends open calls, the client and the thread."""
+    def close(self, client: Any, outliving: Outliving | None = None) -> None:
+        """Ends open calls, the client and the thread; what `outliving` holds may end first."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        asyncio.run_coroutine_threadsafe(self._end(client), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._end(client, outliving), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     @staticmethod
-    async def _end(client: Any) -> None:
+    async def _end(client: Any, outliving: Outliving | None) -> None:
+        if outliving is not None:
+            await outliving.drain()
         others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
         for task in others:
             task.cancel()

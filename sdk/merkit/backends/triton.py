@@ -32,6 +32,7 @@ from merkit.backends.entries import (
 )
 from merkit.backends.grpc_errors import retried, translate
 from merkit.backends.loop import Loop
+from merkit.backends.outlive import Outliving, survives_cancelling
 from merkit.backends.security import Security, speaks_tls
 from merkit.backends.tracing import trace_headers
 from merkit.errors import (
@@ -126,9 +127,11 @@ class TritonBackend:
         self._breaker = breaker or CircuitBreaker()
         self._loop = Loop()
         self._client: Any = None
+        self._outliving: Outliving | None = None
         try:
             self._credentials = self._security.credentials() if self._encrypted else None
             parameters = self._ask(self._connect)
+            self._outliving = self._ask(self._patience)
             self.contract = served_contract(parameters, url, contract_id)
             self._names = names_of(parameters, self._names.suffix)
         except BaseException:
@@ -149,7 +152,8 @@ class TritonBackend:
         Raises:
             InvalidInputError: tensors that no entry point takes.
             ClipLimitError: more than a message can carry.
-            DeadlineExceededError: no answer within the deadline; the call is cancelled.
+            DeadlineExceededError: no answer within the deadline; the call is cancelled, unless the
+                server is too old to survive that.
             BackendError: the server is down, not ready, or failed; or what a step raised.
             ContractMismatchError: the server now serves another contract.
         """
@@ -204,7 +208,7 @@ class TritonBackend:
 
     def close(self) -> None:
         """Closes the connection and ends the background thread. Safe to call twice."""
-        self._loop.close(self._client)
+        self._loop.close(self._client, self._outliving)
 
     def _guarded(self, call: Any) -> Any:
         """Asks through the circuit breaker, and says so when the server's contract has changed;
@@ -270,6 +274,8 @@ class TritonBackend:
         for attempt in range(RETRIES + 1):
             try:
                 left = max(expires - time.monotonic(), 1e-3)
+                if self._outliving is not None:
+                    return await self._outliving.ask(call, headers, left)
                 return await call(headers=headers, client_timeout=left)
             except InferenceServerException as error:
                 pause = random.uniform(0.5, 1.0) * backoff
@@ -293,6 +299,15 @@ class TritonBackend:
             if parameters.get("bundle_id", "").startswith(self._bundle):
                 return parameters
         raise await self._not_ready(asked, options)
+
+    async def _patience(self, **options: Any) -> Outliving | None:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            version = (await self._client.get_server_metadata(**options)).version
+        except InferenceServerException:  # an operator may restrict it
+            return None
+        return None if survives_cancelling(version) else Outliving()
 
     async def _not_ready(self, model: str, options: Any) -> ServerNotReadyError:
         """The error for a bundle that is not served; it names those that are."""

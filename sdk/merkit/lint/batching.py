@@ -16,6 +16,9 @@ from merkit.lint.repository import Model, Repository, type_name
 RAGGED = "Triton user guide, Ragged Batching"
 BATCHER = GUIDE + ", Dynamic Batcher"
 QUEUE_DELAY_US = 100_000
+ORDERS = "after"
+"""The optional input by which merkit's ensembles order their first steps. Requests of an entry
+point that needs it do not mix with those of others, which is the lesser evil (`two-roots`)."""
 FLATTENING = ("onnxruntime", "tensorrt", "tensorflow")
 """Backends that lay ragged inputs end to end and make batch inputs."""
 
@@ -177,7 +180,7 @@ def _queue(model: Model) -> Iterator[Finding]:
 
 def _optional(model: Model) -> Iterator[Finding]:
     for tensor in model.config.input:
-        if not tensor.optional:
+        if not tensor.optional or (tensor.name == ORDERS and model.parameter("step")):
             continue
         place = f"input {tensor.name}"
         if model.backend == "tensorrt":

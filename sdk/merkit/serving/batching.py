@@ -2,8 +2,12 @@
 
 Triton joins requests only where every input agrees in shape, and takes a wrong word about the
 batch axis without complaint until the first request. So both follow here from the contract: a
-step can batch when, but for the batch axis, its tensors are of fixed size or ragged
+step can share a run when, but for the batch axis, its tensors are of fixed size or ragged
 (`merkit.ragged`); the deployment says whether and how far.
+
+Other steps in Triton's Python backend *collect*: they take all that waits in one call, compute
+clip by clip, and answer all at once. That saves them nothing. But steps that answered one by one
+would hand clips to the encoders one by one, which then never find two to share a run.
 
 Ensembles do not batch; Triton lets them call models that do, whose tensors then show the batch
 axis that these leave out of their `dims`. No preferred sizes are set: the batcher then takes
@@ -16,10 +20,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from merkit.contract import Contract, StepSpec, TensorSpec
+from merkit.contract import Contract, Preprocessing, StepSpec, TensorSpec
 from merkit.errors import InvalidInputError
 from merkit.ragged import span_name, widths_name
-from merkit.serving.deployment import QueuePolicy, StepDeployment
+from merkit.serving.deployment import MOST, QueuePolicy, StepDeployment
 
 WIRE_TYPES = {
     "uint8": "TYPE_UINT8",
@@ -29,6 +33,11 @@ WIRE_TYPES = {
     "bool": "TYPE_BOOL",
     "string": "TYPE_STRING",
 }
+PICTURES = "frames"
+"""The tensor beside which all others are small."""
+CALL_BYTES = 64 << 20
+"""Of pictures that a collecting step takes at once: they all lie in shared memory meanwhile."""
+USUAL_CLIP_BYTES = 8 << 20
 
 
 def can_batch(contract: Contract, step: StepSpec) -> bool:
@@ -43,13 +52,49 @@ def can_batch(contract: Contract, step: StepSpec) -> bool:
     return step.kind == "onnx" and not any(isinstance(size, str) for size in sizes)
 
 
+def collects(contract: Contract, step: StepSpec, backend: str) -> bool:
+    """Whether the step answers many requests in one call, though each is computed alone."""
+    return backend == "python" and not can_batch(contract, step)
+
+
+def collecting(
+    contract: Contract, step: StepSpec, choice: StepDeployment, own: StepDeployment
+) -> StepDeployment:
+    """The choice for a step that collects: what waits goes along, and nothing waits for company.
+
+    Args:
+        contract: the pipeline.
+        step: one of its steps.
+        choice: this host's choices for the step, with every field filled in.
+        own: those that the host made for this very step, which hold as they are.
+    """
+    most, delay = own.max_batch_size, own.queue_delay_us
+    if most is None:
+        fit = _clips_at_once(contract, step)
+        most = min(choice.max_batch_size or 0, fit) if fit > 1 else 0
+    return replace(choice, max_batch_size=most, queue_delay_us=delay or 0)
+
+
+def _clips_at_once(contract: Contract, step: StepSpec) -> int:
+    """How many clips of the largest pictures `CALL_BYTES` hold; any number where there are none."""
+    names = (*step.inputs, *step.outputs)
+    if PICTURES not in names:
+        return MOST
+    held = _picture_bytes(contract.preprocessing) + USUAL_CLIP_BYTES * ("clip" in names)
+    return CALL_BYTES // held
+
+
+def _picture_bytes(p: Preprocessing) -> int:
+    return 3 * p.frames_per_clip * p.max_frame_side**2
+
+
 def max_batch_size(contract: Contract, step: StepSpec, choice: StepDeployment, native: bool) -> int:
     """The config's `max_batch_size`; 0 where the step's tensors carry the batch axis themselves.
 
     A graph that takes ragged inputs is fed by Triton's own backends only through its batcher, so
     there a step whose batching is switched off still has 1, and takes requests of one clip.
     """
-    if not can_batch(contract, step):
+    if native and not can_batch(contract, step):
         return 0
     least = 1 if native and step.ragged else 0
     return max(least, choice.max_batch_size or 0)
@@ -98,11 +143,10 @@ def batch_fields(
         "input": wire(contract.tensors, step.inputs, batched=True),
         "output": wire(contract.tensors, step.outputs, batched=True),
     }
-    ragged = {r.values for r in step.ragged}
     for tensor in fields["input"]:
-        if tensor["name"] in ragged:
+        if -1 in tensor["dims"]:
             tensor["allow_ragged_batch"] = True
-    if native and ragged:
+    if native and step.ragged:
         fields["batch_input"] = [
             {
                 "kind": kind,

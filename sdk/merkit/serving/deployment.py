@@ -82,11 +82,14 @@ class Deployment:
     flavour: Flavour = "onnxruntime"
     """What executes ONNX steps: Triton's ONNX Runtime, TensorRT or Python backend."""
     threads: int = 0
-    """Intra-op threads of each ONNX session; 0 lets ONNX Runtime take every core."""
+    """Intra-op threads of each ONNX session, and clips that `decode` and `faces` compute side by
+    side; 0 takes every core."""
     max_batch_size: int = 16
-    """The largest batch of encoders, fusion and voting; 0 switches batching off."""
+    """The largest batch of encoders, fusion and voting, and the most requests that a step in
+    Python takes at once; 0 switches both off."""
     queue_delay_us: int = 1000
-    """How long a request may wait for others to share a batch with, in microseconds."""
+    """How long a request may wait for others to share a run with, in microseconds; steps that
+    compute clip by clip do not wait."""
     queue: QueuePolicy = QueuePolicy()
     """Queues of batching steps; limits hold for steps that run alone (see `limit_parallel`)."""
     limit_parallel: bool = False

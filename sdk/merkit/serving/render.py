@@ -25,7 +25,7 @@ from merkit.errors import InvalidInputError
 from merkit.media.limits import Limits
 from merkit.pipeline import absent_tensors
 from merkit.plans import ON_HOST, plans_of, triton_fields
-from merkit.serving.batching import batch_fields, permitted, wire
+from merkit.serving.batching import batch_fields, collecting, collects, permitted, wire
 from merkit.serving.config import (
     CONSTANTS,
     HEAD,
@@ -152,9 +152,15 @@ def _files(bundle: Bundle, deployment: Deployment, names: Names) -> dict[str, st
 
 def step_choice(bundle: Bundle, step: StepSpec, deployment: Deployment) -> StepDeployment:
     """This host's choices for a step, without the limits that its queue must not have."""
-    choice = permitted(bundle.manifest, step, deployment.of(step.name))
-    parallel = parallel_steps(bundle.contract, deployment)
-    if choice.queue is None or deployment.limit_parallel or step.name not in parallel:
+    choice = deployment.of(step.name)
+    gathers = collects(bundle.contract, step, backend(step, deployment))
+    if gathers:
+        own = deployment.steps.get(step.name, StepDeployment())
+        choice = collecting(bundle.contract, step, choice, own)
+    else:
+        choice = permitted(bundle.manifest, step, choice)
+    bears = not gathers and step.name not in parallel_steps(bundle.contract, deployment)
+    if choice.queue is None or deployment.limit_parallel or bears:
         return choice
     return replace(choice, queue=replace(choice.queue, max_size=0, timeout_ms=0))
 
@@ -205,8 +211,8 @@ def step_config(
         config["response_cache"] = {"enable": True}
     config["model_warmup"] = step_samples(bundle, step, deployment, samples)[0]
     if step.kind == "python":
-        order = {"name": AFTER, "data_type": "TYPE_INT64", "dims": [-1, 1], "optional": True}
-        config["input"] = [*config["input"], order]
+        (order,) = wire({AFTER: column()}, [AFTER], batched=bool(config["max_batch_size"]))
+        config["input"] = [*config["input"], {**order, "optional": True}]
     return config_text(config, parameters)
 
 

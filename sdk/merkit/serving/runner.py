@@ -11,7 +11,9 @@ repository lies in an object store, Triton hands a model no more than its own fo
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,9 @@ from merkit.serving.batching import can_batch
 
 Arrays = Mapping[str, NDArray[Any]]
 Compute = Callable[[Arrays, Sequence[str]], Arrays]
+SIDE_BY_SIDE = ("decode", "faces")
+"""Steps in Python that compute several clips at a time, a thread each. They spend their time in
+codecs and detectors, which let go of the interpreter; in others threads would take turns."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,9 @@ class StepModel:
         else:
             limits = Limits(**json.loads(parameters.get("limits", "{}")))
             self.compute = python_compute(contract, self.step, folder, limits)
+        threads = int(parameters["threads"]) or os.cpu_count() or 1
+        side_by_side = self.step.name in SIDE_BY_SIDE and threads > 1
+        self.pool = ThreadPoolExecutor(threads, "clip") if side_by_side else None
         self.strings = {
             name
             for name in (*self.step.inputs, *self.step.outputs)
@@ -84,21 +92,20 @@ class StepModel:
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers each request with tensors, or with an error that the client raises again.
 
-        Where the step can, requests share one run. Should that fail, each runs alone, so that
-        an error reaches only whose request it is.
+        Where the step can, requests share one run. Should that fail, and in all other steps, each
+        runs alone, so that an error reaches only whose request it is.
         """
         import triton_python_backend_utils as pb
 
         asked = [self._read(request, pb) for request in requests]
         shared = self._run_together([a for a in asked if isinstance(a, Asked)])
-        made = iter(shared if shared is not None else ())
-        responses = []
-        for one in asked:
-            answer: Any = one
-            if isinstance(one, Asked):
-                answer = next(made) if shared is not None else self._run_alone(one)
-            responses.append(self._respond(answer, pb))
-        return responses
+        if shared is not None:
+            made = iter(shared)
+            answers = [next(made) if isinstance(one, Asked) else one for one in asked]
+        else:
+            side_by_side = self.pool.map if self.pool and len(asked) > 1 else map
+            answers = list(side_by_side(self._run_alone, asked))
+        return [self._respond(answer, pb) for answer in answers]
 
     def _read(self, request: Any, pb: Any) -> Asked | MerkitError:
         wanted = set(request.requested_output_names())
@@ -120,7 +127,9 @@ class StepModel:
         except Exception:  # a bad request must fail alone, and its run alone tells why
             return None
 
-    def _run_alone(self, one: Asked) -> Arrays | MerkitError:
+    def _run_alone(self, one: Asked | MerkitError) -> Arrays | MerkitError:
+        if isinstance(one, MerkitError):
+            return one
         try:
             idle = nothing(self.contract, self.step, one.inputs)
             if idle is not None:

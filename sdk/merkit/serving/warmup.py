@@ -28,6 +28,7 @@ from merkit.contract import Contract, StepSpec, TensorSpec
 from merkit.errors import ClipNotFoundError
 from merkit.ort import import_onnxruntime
 from merkit.presence import empty
+from merkit.serving.batching import can_batch
 from merkit.speech.punctuate import split_words
 from merkit.speech.quality import assess
 
@@ -82,6 +83,7 @@ def warm_up(
         samples: what `make_samples` made.
     """
     most = int(config["max_batch_size"])
+    sizes = sorted({1, most or 1}) if can_batch(contract, step) else [1]  # others run one by one
     varies = any(isinstance(n, str) for t in step.inputs for n in contract.tensors[t].shape[1:])
     corners = [c for c in samples if varies or c == "usual"]
     types = {tensor["name"]: tensor["data_type"] for tensor in config["input"]}
@@ -97,7 +99,7 @@ def warm_up(
                 "dims": list(shape) or [1],
                 "input_data_file": file,
             }
-        for size in sorted({1, most or 1}):
+        for size in sizes:
             entries.append({"name": f"{corner} x{size}", "batch_size": size, "inputs": inputs})
     return entries, files
 
