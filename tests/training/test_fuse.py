@@ -130,8 +130,9 @@ def write_own_run(run: Path) -> dict[str, FeatureSet]:
         branch=BranchConfig(hidden=8, dropout=0.2), voters=("v+a+t", "a+t", "v"), epochs=3,
         batch_size=40, folds=2, table_seeds=1, bootstrap=20,
     )  # fmt: skip
-    recipe = recipe_from({})
-    recipe = replace(recipe, fusion=config)
+    plain = recipe_from({})
+    own = replace(plain.preprocessing, silence_dbfs=-50.0)
+    recipe = replace(plain, fusion=config, preprocessing=own)
     write_json(run / "recipe.json", recipe.to_json())
     write_json(run / "corpus" / "card.json", {"kind": "own data"})
     train(recipe, run / "corpus", run)
@@ -193,6 +194,24 @@ def test_a_run_fused_with_nothing_else_is_that_run_again(
     assert main(["fuse", "--run", str(run), "--out", str(tmp_path / "again")]) == 0
     same_fusion(run, tmp_path / "again")
     assert (tmp_path / "again" / "audio_encoder" / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_recipe_for_a_runs_features_changes_nothing_of_what_made_them(
+    own: tuple[Path, dict[str, FeatureSet]], tmp_path: Path
+) -> None:
+    run, _ = own
+    (tmp_path / "quick.toml").write_text(
+        '[run]\nname = "quick"\n[fusion]\nepochs = 1\nbatch_size = 40\nfolds = 2\n'
+        'voters = ["v"]\ntable_seeds = 1\nbootstrap = 20\n'
+    )
+    options = ["--recipe", str(tmp_path / "quick.toml"), "--out", str(tmp_path / "other")]
+    assert main(["fuse", "--run", str(run), *options]) == 0
+    was, now = (json.loads((f / "recipe.json").read_text()) for f in (run, tmp_path / "other"))
+    assert now["fusion"]["epochs"] == 1 and now["run"]["name"] == "quick"
+    left = ("fusion", "run", "data")
+    assert {k: v for k, v in now.items() if k not in left} == {
+        k: v for k, v in was.items() if k not in left
+    }
 
 
 def test_a_runs_groups_take_part_beside_foreign_ones(
@@ -284,6 +303,7 @@ def test_features_that_do_not_fit_are_named(
         (["--groups", "clip"], "has no features of 'clip'; expected one of noise-UTT, signal-UTT"),
         (["--groups", "a=noise"], "'a' cannot be a group's name"),
         (["--groups", "vote=noise"], "'vote' cannot be a group's name"),
+        (["--groups", "presence=noise"], "'presence' cannot be a group's name"),
         (["--groups", "x+y=noise"], "'x+y' is no group's name"),
         (["--groups", "noise", "noise"], "'noise' cannot be a group's name: it is twice"),
         (["--voters", "noise+clip"], "the voter 'noise+clip' is not made of"),
@@ -362,6 +382,24 @@ def test_stated_folds_are_the_folds(made: Path, tmp_path: Path) -> None:
     write_table(tmp_path / "labels.csv", lines, header)
     with pytest.raises(InvalidInputError, match="have no fold, as train_0000"):
         from_labels(folders, read_label_file(tmp_path / "labels.csv"), DataConfig())
+
+
+def test_one_class_teaches_nothing(made: Path) -> None:
+    folders, labels = find_groups(made, ["signal"]), read_label_file(made / "labels.csv")
+    sad = tuple(record for record in labels.records if record.label == "sad")
+    with pytest.raises(InvalidInputError, match="every labelled clip is sad"):
+        from_labels(folders, replace(labels, records=sad), DataConfig())
+
+
+def test_without_test_clips_nothing_is_measured(made: Path, tmp_path: Path) -> None:
+    """The column `fold` needs no split beside it; then val is divided off, and there is no test."""
+    rows = [[f"train_{i:04d}", LABELS[i % 3], str(i % 2)] for i in range(SPLITS["train"])]
+    write_table(tmp_path / "labels.csv", rows, ("name", "discrete", "fold"))
+    (tmp_path / "quick.toml").write_text(RECIPE.replace("epochs = 40", "epochs = 1"))
+    options = ["--groups", "signal", "--labels", str(tmp_path / "labels.csv")]
+    options += ["--recipe", str(tmp_path / "quick.toml"), "--out", str(tmp_path / "run")]
+    assert main(["fuse", "--features", str(made), *options]) == 0
+    assert "no test split" in (tmp_path / "run" / "fusion" / "tables.md").read_text("utf-8")
 
 
 def test_voters_and_patterns_of_any_number_of_groups() -> None:

@@ -41,11 +41,11 @@ from merkit_training.fusion.groups import all_and_each_without_one, check_voter,
 from merkit_training.fusion.label_files import LabelFile
 from merkit_training.fusion.sharing import share_files
 from merkit_training.fusion.tables import OWN
-from merkit_training.recipe import Recipe
+from merkit_training.recipe import Recipe, recipe_from
 from merkit_training.runs import RunCard, read_json, write_bytes, write_json
 
 STATED, CLIPS = "groups.json", "clips.jsonl"
-NOT_SHARED = ("corpus", "features", "fusion", "logs", "tuning", "recipe.json", "run.json")
+NOT_SHARED = ("corpus", "features", "fusion", "logs", "recipe.json", "run.json")
 """Of a run that is fused anew."""
 
 
@@ -93,8 +93,13 @@ def from_labels(
     """Features of the labelled clips, divided as the labels say and `config` where they do not.
 
     Raises:
-        InvalidInputError: see `folders.read_groups` and `data.splits.assign`; or a fold of one.
+        InvalidInputError: see `folders.read_groups` and `data.splits.assign`; or a fold of one, or
+            a class.
     """
+    if len(found := {record.label for record in labels.records if record.label}) < 2:
+        raise InvalidInputError(
+            f"every labelled clip is {', '.join(found)}", "two classes or more", "check --labels"
+        )
     folds = labels.folds()
     stated = [
         replace(r, split="train") if r.name in folds and not r.split else r for r in labels.records
@@ -205,6 +210,9 @@ def branches_of(material: Material, recipe: Recipe, asked: Sequence[str] = ()) -
 def fuse(material: Material, recipe: Recipe, voters: Sequence[str], out: Path) -> dict[str, float]:
     """Writes the run `out`; returns the stage's scores, {} where it was done before.
 
+    Of `recipe` the tables [fusion], [data] and [run] count; a run's features keep the others of the
+    run that made them.
+
     Raises:
         InvalidInputError: `out` was begun with other features, labels or options.
     """
@@ -214,6 +222,9 @@ def fuse(material: Material, recipe: Recipe, voters: Sequence[str], out: Path) -
         config = replace(recipe.fusion, groups=others, voters=tuple(voters), folds=folds)
     except ValueError as error:
         raise InvalidInputError(f"the options of fusion: {error}", action="correct them") from None
+    if material.origin is not None:  # the encoders and what they were fed are the run's
+        made = recipe_from(read_json(material.origin / "recipe.json"))
+        recipe = replace(made, data=recipe.data, run=recipe.run)
     recipe = replace(recipe, fusion=config)
     corpus, features = out / "corpus", out / "features"
     _begin(corpus / "card.json", material)

@@ -16,8 +16,8 @@ from merkit.errors import InvalidInputError
 from merkit.pipeline import GROUP_MODALITIES, GROUPS
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
-RESERVED = ("vote",)
-"""Names that reports use beside those of groups."""
+RESERVED = ("vote", "presence")
+"""Names that reports and executors use beside those of groups."""
 STORED = {g: name if g != "j" else "joint_views" for g, name in GROUPS.items()}
 """The tensors of the pipeline's groups in `features.safetensors`."""
 FOREIGN = "group/"

@@ -73,11 +73,12 @@ def write_tables(
         seed: the first of `config.table_seeds` seeds.
     """
     names, classes = test_splits(run), len(classes_of(corpus))
-    others = range(seed + 1, seed + max(1, config.table_seeds))
+    others = range(seed + 1, seed + max(1, config.table_seeds)) if names else ()
     spawn = multiprocessing.get_context("spawn")  # a fork of a threaded torch process may hang
     with ProcessPoolExecutor(WORKERS, mp_context=spawn) as pool:
         pending = [pool.submit(one_seed, run, config, other, classes) for other in others]
-        runs = [one_seed(run, config, seed, classes, deployed), *(p.result() for p in pending)]
+        first = [one_seed(run, config, seed, classes, deployed)] if names else []
+        runs = [*first, *(p.result() for p in pending)]
     tests = {name: read_features(run / "features" / name) for name in names}
     truth = {name: data.labels.numpy() for name, data in tests.items()}
     fallback = majority(read_features(run / "features" / "train"))
@@ -91,7 +92,8 @@ def write_tables(
         "voters": [v.name for v in deployed.voters],
         "rank_on": config.rank_on,
         "systems": {
-            system: spread(truth, [r[system] for r in runs], classes) for system in runs[0]
+            system: spread(truth, [r[system] for r in runs], classes)
+            for system in (runs[0] if runs else ())
         },
         "subsets": by_subset(deployed, tests, fallback, classes),
         "evidence": by_evidence(tests, [r[VOTE] for r in runs]),
