@@ -282,6 +282,8 @@ def test_other_bad_input_is_refused(
         calibrate(tmp_path / "none", labels_csv, new)
     with pytest.raises(InvalidInputError, match="exists"):
         calibrate(toy_bundle.root, labels_csv, tmp_path)
+    with pytest.raises(InvalidInputError, match="lies in the bundle"):  # which would break it
+        calibrate(toy_bundle.root, labels_csv, toy_bundle.root / "new")
     with pytest.raises(InvalidInputError, match="coverage is 0"):
         calibrate(toy_bundle.root, labels_csv, new, coverage=0)
     with pytest.raises(InvalidInputError, match="a share"):

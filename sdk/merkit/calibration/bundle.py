@@ -102,6 +102,10 @@ def calibrate(
     target = Path(out)
     if target.exists():
         raise InvalidInputError(f"{target} exists", "a new folder", "choose another name")
+    if Path(bundle).resolve() in target.resolve().parents:
+        raise InvalidInputError(
+            f"{target} lies in the bundle", "a folder beside it", "choose another --out"
+        )
     if coverage is not None and not 0 < coverage <= 1:
         raise InvalidInputError(f"coverage is {coverage}", "more than 0, at most 1")
     from merkit.opening import load
