@@ -21,6 +21,14 @@ def written(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_clips_that_are_named_cost_no_look_through_the_folder(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pools are read some hundred clips at a time, out of folders of a hundred thousand."""
+    monkeypatch.setattr(Path, "glob", lambda *_: pytest.fail("the folder was listed"))
+    assert read_mertools(written / "x-UTT", ["c", "a"]).names == ("c", "a")
+
+
 def test_what_was_written_is_read(written: Path) -> None:
     found = read_mertools(written / "x-UTT")
     assert found.names == ("a", "b", "c") and found.width == 5

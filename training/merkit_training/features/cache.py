@@ -8,7 +8,6 @@ processes may write at once and a kill leaves no half of one.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit_training.features.extractor import Feature
+from merkit_training.runs import write_bytes
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,7 @@ class FeatureCache:
             if feature.frames is not None:
                 tensors["frames"] = np.ascontiguousarray(feature.frames)
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, save(tensors, {"problems": json.dumps(list(problems))}))
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, whoever else writes it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

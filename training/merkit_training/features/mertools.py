@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merkit.errors import InvalidInputError
-from merkit_training.features.cache import write_bytes
 from merkit_training.features.extractor import Feature
+from merkit_training.runs import write_bytes
 
 UTTERANCE, FRAMES = "UTT", "FRA"
 NAMED_AT_MOST = 20
@@ -88,8 +88,9 @@ def read_mertools(
         raise InvalidInputError(
             f"there is no folder {folder}", "features of an encoder", "run: merkit-train features"
         )
-    found = sorted(path.stem for path in folder.glob("*.npy"))
-    wanted = found if names is None else list(names)
+    if names is None:
+        names = sorted(path.stem for path in folder.glob("*.npy"))
+    wanted = list(names)
     if not wanted:
         raise InvalidInputError(f"{folder} holds no features", "files <clip>.npy", "check the path")
     values, wrong = {}, {}
@@ -133,9 +134,5 @@ def _save(path: Path, array: NDArray[np.float32]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array, np.float32), allow_pickle=False)
     data = buffer.getvalue()
-    try:
-        if path.read_bytes() == data:
-            return
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, data)
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
