@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import av
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from tqdm import tqdm
 
 from merkit.errors import InvalidInputError
@@ -31,6 +32,7 @@ from merkit_training.labels import MER6
 from merkit_training.synth import generate as generator
 from merkit_training.synth.config import SynthConfig
 from merkit_training.synth.generate import generate
+from merkit_training.synth.sample import sample_clip
 
 SMALL = SynthConfig(
     seed=5,
@@ -248,3 +250,10 @@ def test_numpy_scalars_and_older_spellings_are_read(tmp_path: Path) -> None:
     assert read_mer_npz(path)["train_corpus"]["a"]["val"] == -0.5
     old = pickle.dumps(np.float64(1.5)).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     assert isinstance(old, bytes)
+
+
+def test_the_clip_that_travels_with_the_project_can_be_made_again(tmp_path: Path) -> None:
+    said = sample_clip(tmp_path / "sample.mp4")
+    kept = REPOSITORY / "docs" / "media" / "sample.txt"
+    assert said == kept.read_text("utf-8").strip() == (tmp_path / "sample.txt").read_text().strip()
+    assert (tmp_path / "sample.mp4").stat().st_size > 10_000

@@ -86,7 +86,7 @@ def write_split(folder: Path, records: Sequence[ClipRecord]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if all(record.label for record in records):
         labels = [{"name": r.name, "discrete": r.label} for r in records]
-        _write_table(folder / "labels.csv", ("name", "discrete"), labels)
+        write_table(folder / "labels.csv", ("name", "discrete"), labels)
     spoken = [
         {
             "name": r.name,
@@ -95,7 +95,7 @@ def write_split(folder: Path, records: Sequence[ClipRecord]) -> None:
         }
         for r in records
     ]
-    _write_table(folder / "transcripts.csv", ("name", "chinese", "english"), spoken)
+    write_table(folder / "transcripts.csv", ("name", "chinese", "english"), spoken)
     lines = [json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records]
     write_text(folder / "clips.jsonl", "".join(lines))
 
@@ -104,6 +104,18 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file through a temporary name."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+
+
+def write_table(
+    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str | None]]
+) -> None:
+    """Writes a CSV file with a header through a temporary name."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     temporary.replace(path)
 
 
@@ -162,15 +174,4 @@ def _write_rows(path: Path, clips: Sequence[Taught]) -> None:
         }
         for clip in clips
     ]
-    _write_table(path, columns, rows)
-
-
-def _write_table(
-    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str | None]]
-) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    write_table(path, columns, rows)

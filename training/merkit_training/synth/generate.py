@@ -8,7 +8,6 @@ own and its sentences in order: that makes its sound depend on the seed alone.
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
 import shutil
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from merkit.errors import InvalidInputError
 from merkit_training.corpus import CLIP_SPLITS, SET_SPLITS
+from merkit_training.data.layout import write_table, write_text
 from merkit_training.synth.card import write_card
 from merkit_training.synth.clips import make_clip
 from merkit_training.synth.config import SynthConfig
@@ -115,7 +115,7 @@ def _claim(out: Path, config: SynthConfig) -> None:
         ) from None
     wanted = {"identity": config.identity, "config": asdict(config)}
     if found is None:
-        _write_text(note, json.dumps(wanted, indent=1) + "\n")
+        write_text(note, json.dumps(wanted, indent=1) + "\n")
     elif found.get("identity") != config.identity:
         raise InvalidInputError(
             f"{out} holds a corpus of another configuration ({found.get('identity')})",
@@ -213,7 +213,7 @@ def _merge_set(out: Path, kind: str, parts: Sequence[Part]) -> None:
         maps.pop(key).flush()
         (folder / f".{key}.npy.tmp").replace(folder / f"{key}.npy")
     if rows:
-        _write_table(folder / "table.csv", rows)
+        write_table(folder / "table.csv", list(rows[0]), rows)
     if kind != "sentences":
         splits = [SET_SPLITS.index(p.source.pool) for p in parts for _ in range(p.start, p.stop)]
         temporary = folder / ".split.tmp.npy"
@@ -229,10 +229,10 @@ def _merge_clips(out: Path, parts: Sequence[Part]) -> None:
         mine = [p for p in parts if p.source.pool == f"clips/{split}"]
         truths = [row for p in mine for row in json.loads(p.path.read_text("utf-8"))]
         lines = [json.dumps(truth, ensure_ascii=False) + "\n" for truth in truths]
-        _write_text(folder / "truth.jsonl", "".join(lines))
+        write_text(folder / "truth.jsonl", "".join(lines))
         if split != "unlabelled":
             labels = [{"name": t["name"], "discrete": t["discrete"]} for t in truths]
-            _write_table(folder / "labels.csv", labels, ("name", "discrete"))
+            write_table(folder / "labels.csv", ("name", "discrete"), labels)
             entries = {t["name"]: {"emo": t["discrete"], "val": ABSENT_VALENCE} for t in truths}
             table: dict[str, Any] = {CORPUS_KEYS.get(split, "train_corpus"): entries}
             temporary = folder / ".label-6way.npz.tmp"
@@ -247,21 +247,4 @@ def _merge_clips(out: Path, parts: Sequence[Part]) -> None:
             }
             for t in truths
         ]
-        _write_table(folder / "transcripts.csv", spoken, ("name", "chinese", "english"))
-
-
-def _write_table(
-    path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str] | None = None
-) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
+        write_table(folder / "transcripts.csv", ("name", "chinese", "english"), spoken)
