@@ -141,7 +141,8 @@ class Prediction:
         info = MediaInfo.from_json(row["media_info"][0]) if "media_info" in row else MediaInfo()
         present = [m for m, there in zip(MODALITIES, row["presence"], strict=True) if there]
         winner = int(row["label"])
-        _check_scores(row, contract)  # first: a branch that failed is not one without evidence
+        if present:  # first: a branch that failed is not one without evidence
+            _check_scores(row, contract)
         if not present or winner < 0:
             raise no_evidence(source, info, transcript)
         hearing = (
