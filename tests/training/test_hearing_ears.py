@@ -11,13 +11,19 @@ import pytest
 import torch
 from hearing_run import CLEANED, HEARING, write_hearing_run
 from numpy.typing import NDArray
-from voices import SOUNDS, voice
+from odd_media import sound_file
+from voices import RATE, SOUNDS, voice
 
 from merkit.backends.base import strings
 from merkit.errors import InvalidInputError
 from merkit.pipeline import cut
 from merkit_training.corpus import Clip
+from merkit_training.data import ClipRecord
 from merkit_training.evaluation.trained import TrainedBackend
+from merkit_training.features.clips import clip_key
+from merkit_training.features.extractor import EncoderSpec
+from merkit_training.features.material import read_material
+from merkit_training.features.trained import TrainedStep
 from merkit_training.fusion import features
 from merkit_training.fusion.features import Decoded, Encoder
 from merkit_training.speech.hearing.ears import Ears
@@ -58,6 +64,26 @@ def test_clips_without_words_have_those_that_the_bundle_hears(run: Path) -> None
             np.testing.assert_allclose(ours[i], whole[name][0], atol=1e-4, err_msg=f"{i} {name}")
     assert served(backend, sounds[0], "")["words"][0, 0], "nothing was recognised, or compared"
     assert made["presence"][:, 2].tolist() == [True, True, False]
+
+
+def test_a_step_of_the_run_hears_the_words_of_clips_without_any(run: Path, tmp_path: Path) -> None:
+    """`merkit-train features RUN:text_encoder`, which else needs no sound."""
+    step = TrainedStep(run, "text_encoder", EncoderSpec("run"))
+    sounds = {"voice": voice(), "hiss": SOUNDS["hiss"]()}
+    for name, sound in sounds.items():
+        (tmp_path / f"{name}.wav").write_bytes(sound_file(sound[None], rate=RATE))
+    records = [ClipRecord(name, tmp_path / f"{name}.wav") for name in sounds]
+    given = [replace(record, text="given words") for record in records]
+    assert step.reads_of(records[0]) == {"audio", "text"} and step.reads_of(given[0]) == {"text"}
+    keys = [clip_key(clip, step) for clip in (*records, *given)]
+    assert len(set(keys)) == 3, "what was said counts alone, where something was"
+    materials = [read_material(r, step.reads_of(r), False, step.preprocessing) for r in records]
+    voiced, hissed = step.encode(materials, frames=False)
+    assert voiced is not None and hissed is None
+    encode = Encoder(run, step.preprocessing, ("t",))
+    (words,) = encode([Decoded(NO_FACE, materials[0].waveform)], [""])["text_features"]
+    np.testing.assert_allclose(voiced.utterance, words, atol=1e-5)
+    assert np.abs(voiced.utterance).max() > 0
 
 
 def test_clips_with_words_are_as_without_a_chain(

@@ -86,13 +86,14 @@ def clip_key(clip: ClipRecord, extractor: Extractor) -> str:
         InvalidInputError: a file that the encoder reads is missing.
     """
     content: dict[str, str] = {}
-    if "text" in extractor.reads:
+    reads = extractor.reads_of(clip)
+    if "text" in reads:
         content["text"] = clip.text.strip()
-    given_faces = "video" in extractor.reads and not extractor.pictures and clip.faces is not None
+    given_faces = "video" in reads and not extractor.pictures and clip.faces is not None
     if given_faces:
         content["faces"] = _hash(clip.faces)
-    if "audio" in extractor.reads or ("video" in extractor.reads and not given_faces):
-        if clip.path is None and "text" in extractor.reads and clip.text.strip():
+    if "audio" in reads or ("video" in reads and not given_faces):
+        if clip.path is None and "text" in reads and clip.text.strip():
             content["clip"] = ""  # words alone: an encoder of sound and words goes on without
         else:
             content["clip"] = f"{_hash(clip.path)} {clip.start} {clip.end}"

@@ -127,7 +127,7 @@ class _Ahead:
     def _read(self, job: Job) -> Material | MerkitError:
         e = self.extractor
         try:
-            return read_material(job.clip, e.reads, e.pictures, e.preprocessing)
+            return read_material(job.clip, e.reads_of(job.clip), e.pictures, e.preprocessing)
         except MissingExtraError:
             raise
         except MerkitError as error:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from merkit.contract import Preprocessing, canonical
 from merkit.errors import InvalidInputError
+from merkit_training.data import ClipRecord
 from merkit_training.features.material import Material
 
 Kind = Literal["vision", "video", "audio", "text"]
@@ -56,6 +57,7 @@ class Extractor(ABC):
         identity: a hash of its weights and of all else about it that changes a feature.
         width: numbers in a feature.
         reads: modalities it looks at; a clip with none of them has no feature.
+        hears: whether it finds the words of a clip without any in its sound.
         pictures: whether it sees whole pictures in place of faces.
         padding: the greatest share of a batch that may be padding; 0 where padding would change
             features.
@@ -66,6 +68,7 @@ class Extractor(ABC):
     identity: str
     width: int
     reads: frozenset[str]
+    hears: bool = False
     pictures: bool = False
     padding: float = 0.25
     preprocessing: Preprocessing
@@ -75,6 +78,11 @@ class Extractor(ABC):
         """64 hexadecimal digits that change with the encoder, or with how clips are decoded."""
         told = (self.identity, self.pictures, asdict(self.preprocessing))
         return hashlib.sha256(canonical(told)).hexdigest()
+
+    def reads_of(self, clip: ClipRecord) -> frozenset[str]:
+        """What it looks at of a clip: where words are missing that it can hear, the sound, too."""
+        wordless = self.hears and clip.path is not None and not clip.text.strip()
+        return self.reads | {"audio"} if wordless else self.reads
 
     @abstractmethod
     def length(self, material: Material) -> int:

@@ -78,8 +78,9 @@ class TrainedStep(Extractor):
             "audio_encoder": self.preprocess.audio_hears,
             "joint_encoder": self.preprocess.joint_hears,
         }
-        both = {"audio", "text"} <= self.reads  # of words alone there is no sound to hear them in
-        self.ears = Ears.of(run, self.preprocessing, both, hears.get(step) == "cleaned")
+        writes = "text" in self.reads
+        self.ears = Ears.of(run, self.preprocessing, writes, hears.get(step) == "cleaned")
+        self.hears = writes and self.ears is not None
         self.module = load_step(run, step).to(self.device)
         self.tokenize = Tokenize(contract, run / "tokenizer") if "text" in self.reads else None
         self.name = f"{run.resolve().name}-{step}"
