@@ -103,6 +103,7 @@ def closed(bench: Bench, backend: TritonBackend, levels: Sequence[int]) -> tuple
     ]
     best = 0.0
     for clients in levels:
+        progress(f"closed loop, {clients} clients, {bench.calls} calls")
         load = partial(closed_loop, bench.tensors(backend), clients, bench.calls)
         tally, counts = bench.counted(backend, load)
         best = max(best, tally.rate)
@@ -127,6 +128,7 @@ def opened(bench: Bench, backend: TritonBackend, best: float) -> list[str]:
         "| ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for share in SHARES:
+        progress(f"open loop, {share * best:.1f} requests a second, {bench.calls} calls")
         tally = bench.kept(open_loop(bench.tensors(backend), share * best, bench.calls))
         lines.append(
             f"| {share:.0%} | {share * best:.1f} | {tally.quantiles()} | {tally.failed()} |"
@@ -153,6 +155,7 @@ def forms(bench: Bench, backend: TritonBackend, near: EmbeddedBackend) -> list[s
             ("served", "bytes, decoded by the server"): bench.whole(bytes_),
         }
         for (pipeline, sent), ask in kinds.items():
+            progress(f"one client, {pipeline}, {sent}, {bench.calls} calls")
             tally = bench.kept(closed_loop(ask, 1, bench.calls))
             lines.append(f"| {pipeline} | {sent} | {tally.quantiles()} | {tally.failed()} |")
     return lines
@@ -170,6 +173,7 @@ def laziness(bench: Bench, near: EmbeddedBackend, clients: int) -> list[str]:
     ]
     whole = 0.0
     for lazy in (False, True):
+        progress(f"{'lazy' if lazy else 'eager'}, {clients} clients, {bench.calls} calls")
         backend = TritonBackend(bench.server.grpc, DEADLINE, lazy=lazy)
         load = partial(closed_loop, bench.tensors(backend), clients, bench.calls)
         tally, counts = bench.counted(backend, load)
@@ -208,6 +212,7 @@ def cold(
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for warm_up in (False, True):
+        progress(f"cold start, {'with' if warm_up else 'without'} warm-up")
         chosen = replace(options, deployment=replace(options.deployment, warm_up=warm_up))
         start = time.perf_counter()
         with Server(bundle, chosen) as server:
@@ -232,6 +237,7 @@ def page(args: argparse.Namespace) -> tuple[str, bool]:
     deployment = read_deployment(args.deploy) if args.deploy else DEFAULT
     options = ServeOptions(deployment=deployment)
     clips = read_clips(args.split) if args.split else [(SAMPLE, _words())]
+    progress(f"decoding clips for {args.count} requests")
     requests = mixed_requests(clips, args.count, bundle.contract.preprocessing)
     lines, held = [], True
     if not args.only or "load" in args.only:
@@ -253,6 +259,7 @@ def _chaos(
     bundle: Bundle, options: ServeOptions, requests: Sequence[Request], args: argparse.Namespace
 ) -> tuple[str, bool]:
     clients = max(args.clients)
+    progress(f"killed under load, {clients} clients")
     seen = kill_under_load(bundle, options, requests, clients, KILL_DEADLINE)
     text = (
         f"\n## Killed under load (kill -9): {clients} clients, deadline {seen.deadline:.0f} s\n\n"
@@ -268,6 +275,7 @@ def _soak(
     bundle: Bundle, options: ServeOptions, requests: Sequence[Request], args: argparse.Namespace
 ) -> tuple[str, bool]:
     clients = min(8, max(args.clients))
+    progress(f"steady load, {clients} clients, {args.soak:.0f} s")
     with Server(bundle, options) as server:
         steady = soak(server, requests, clients, args.soak)
     marks = np.linspace(0, len(steady.megabytes) - 1, 7).round().astype(int)
@@ -285,6 +293,7 @@ def _loads(
     bundle: Bundle, options: ServeOptions, requests: Sequence[Request], args: argparse.Namespace
 ) -> tuple[list[str], bool]:
     near = EmbeddedBackend(bundle, ["cpu"])
+    progress(f"starting a server, and {len(requests)} calls before any counts")
     with Server(bundle, options) as server:
         bench = Bench(bundle, server, requests, args.calls)
         backend = TritonBackend(server.grpc, DEADLINE)
@@ -302,6 +311,11 @@ def _flavour(bundle: Bundle) -> str:
     from merkit.serving.tritonserver import find_installation
 
     return f"`{find_installation(bundle.root).flavour}`"
+
+
+def progress(what: str) -> None:
+    """Says on stderr what begins now, and when: the page is printed at the end, in one piece."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def _words() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -151,7 +152,16 @@ def test_the_page(
     monkeypatch.chdir(REPOSITORY)
     sizes = ["--count", "4", "--calls", "4", "--clients", "2", "--only", "load"]
     assert main(["--bundle", str(toy_bundle.root), *sizes, "--soak", "2"]) == 0
-    told = capsys.readouterr().out
+    told, begun = capsys.readouterr()
+    for measured in (
+        "decoding",
+        "closed loop",
+        "open loop",
+        "one client",
+        "lazy",
+        "steady load",
+    ):
+        assert re.search(rf"^\d\d:\d\d:\d\d {measured}", begun, re.MULTILINE), measured
     headings = [line for line in told.splitlines() if line.startswith("#")]
     assert [h.split(":")[0] for h in headings] == [
         "# Load",

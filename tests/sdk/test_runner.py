@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from toy import HEARS, LABELS
 from merkit.backends.base import DTYPES, check_sizes, check_tensors, strings
 from merkit.bundle import Bundle
 from merkit.contract import canonical
-from merkit.errors import InvalidInputError, MerkitError
+from merkit.errors import InputError, InvalidInputError, MerkitError
 from merkit.pipeline import GROUPS, standard_contract
 from merkit.serving.runner import StepModel
 from merkit.steps.tokenize import Tokenize
@@ -67,12 +68,12 @@ def _backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_backend())
 
 
-def model(bundle: Bundle, step: str) -> StepModel:
+def model(bundle: Bundle, step: str, threads: int = 1) -> StepModel:
     """The step as Triton starts it, with a count of its graph's runs."""
     texts = {
         "contract": canonical(bundle.contract.to_json()).decode(),
         "step": step,
-        "threads": "1",
+        "threads": str(threads),
     }
     parameters = {key: {"string_value": value} for key, value in texts.items()}
     made = StepModel()
@@ -161,6 +162,28 @@ def test_steps_in_python_answer_one_by_one(toy_bundle: Bundle) -> None:
     assert last.outputs["text_length"].tolist() == [[4]]
     assert isinstance(MerkitError.from_wire(bad.error.message), InvalidInputError)
     assert bad.error.code == 3
+
+
+def test_clips_are_decoded_side_by_side(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that wait for one another end only if both are under way; the third fails alone."""
+    step, meeting = model(toy_bundle, "decode", threads=2), threading.Barrier(2, timeout=20)
+    alone = step.compute
+
+    def compute(tensors: Arrays, wanted: list[str]) -> Any:
+        if tensors["clip"].size == 0:
+            meeting.wait()
+        return alone(tensors, wanted)
+
+    monkeypatch.setattr(step, "compute", compute)
+    clips = [np.zeros((1, 0), np.uint8), np.full((1, 9), 7, np.uint8), np.zeros((1, 0), np.uint8)]
+    first, bad, last = step.execute([Request({"clip": c}, ["waveform_length"]) for c in clips])
+    assert isinstance(MerkitError.from_wire(bad.error.message), InputError)
+    for fine in (first, last):
+        assert fine.outputs["waveform_length"].tolist() == [[0]]
+    assert model(toy_bundle, "decode").pool is None, "with one thread there is nothing to share"
+    assert model(toy_bundle, "tokenize", threads=2).pool is None
 
 
 def test_steps_whose_inputs_have_no_common_shape_are_not_joined(toy_bundle: Bundle) -> None:
