@@ -31,6 +31,7 @@ from merkit_bench.precision_parts import (
     Candidate,
     Workshop,
     best,
+    held,
     kept,
     reference,
     untrained,
@@ -135,12 +136,13 @@ def _encoder(
         "openvino": str(args.openvino) if args.openvino else None,
     }
     try:
-        if not asked and not (made.exists() and timed.exists()):
-            return None
+        if not asked:
+            were, took = held(made, facts), held(timed, of_times)
+            return None if were is None or took is None else {**took, "candidates": were}
         found = kept(made, facts, lambda: _plain(workshop.candidates(step, say)), say)
         if args.make:
             return None
-        if args.again and asked:
+        if args.again:
             timed.unlink(missing_ok=True)
         files = {n: workshop.path(step, n) for n, c in found.items() if not c["refused"]}
         inputs = _inputs(workshop, step, args.clip)

@@ -198,12 +198,20 @@ def best(
 
 def kept(path: Path, facts: Mapping[str, Any], measure: Callable[[], Any], say: Say) -> Any:
     """What `measure` finds, as plain values: read from `path` if it was found on the same facts."""
-    mark = hashlib.sha256(canonical(dict(facts))).hexdigest()
-    if path.exists():
-        held = read_json(path)
-        if held.get("mark") == mark:
-            say(f"{path.stem}: as measured before ({path})")
-            return held["found"]
+    before = held(path, facts)
+    if before is not None:
+        say(f"{path.stem}: as measured before ({path})")
+        return before
     found = json.loads(json.dumps(measure()))
-    write_json(path, {"mark": mark, "facts": dict(facts), "found": found})
+    write_json(path, {"mark": _mark(facts), "facts": dict(facts), "found": found})
     return found
+
+
+def held(path: Path, facts: Mapping[str, Any]) -> Any | None:
+    """What was found on the same facts before; None if nothing was."""
+    before = read_json(path) if path.exists() else {}
+    return before["found"] if before.get("mark") == _mark(facts) else None
+
+
+def _mark(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(dict(facts))).hexdigest()

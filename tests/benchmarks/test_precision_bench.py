@@ -18,6 +18,7 @@ from merkit_bench.precision_page import write
 from merkit_bench.precision_parts import (
     Candidate,
     best,
+    held,
     kept,
     reference,
     untrained,
@@ -96,6 +97,9 @@ def test_what_was_measured_is_read_while_the_facts_are_the_same(tmp_path: Path) 
     path = tmp_path / "measured" / "face_encoder.json"
     for facts, want in (({"rounds": 3}, 1), ({"rounds": 3}, 1), ({"rounds": 4}, 2)):
         assert kept(path, facts, measure, lambda _: None) == {"ms": want}
+    assert held(path, {"rounds": 4}) == {"ms": 2}
+    assert held(path, {"rounds": 3}) is None
+    assert held(tmp_path / "never.json", {}) is None
 
 
 def test_the_chain_is_left_out_on_both_sides() -> None:
