@@ -257,7 +257,8 @@ def test_a_killed_or_repeated_command_goes_on_and_other_data_are_refused(
     with (made / "labels.csv").open(encoding="utf-8") as file:
         rows = list(csv.reader(file))
     other = tmp_path / "labels.csv"
-    write_table(other, [[*row[:1], "sad", *row[2:]] for row in rows[1:]])
+    exchanged = {"angry": "sad", "sad": "angry"}
+    write_table(other, [[row[0], exchanged.get(row[1], row[1]), *row[2:]] for row in rows[1:]])
     arguments = [str(other) if a == str(made / "labels.csv") else a for a in command(made, fused)]
     refused("begun with other", arguments, capsys)
     assert (fused / "corpus" / "card.json").read_bytes() == card
