@@ -16,11 +16,11 @@ WHOLE = (TensorProto.INT32, TensorProto.INT64)
 
 def restate(model: onnx.ModelProto) -> bool:
     """Rewrites the graph in place; whether weights in it are no longer as they are stored."""
-    _unclip(model.graph)
+    unclip(model.graph)
     return _fold(model)
 
 
-def _unclip(graph: onnx.GraphProto) -> None:
+def unclip(graph: onnx.GraphProto) -> None:
     """Clip of whole numbers becomes Max and Min; the type of its bounds tells it."""
     stored = {tensor.name: tensor for tensor in graph.initializer}
     nodes = []
