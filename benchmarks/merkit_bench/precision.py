@@ -129,8 +129,7 @@ def _encoder(
     workshop = Workshop(bundle, args.work / "candidates", args.threads)
     made, timed = (args.work / "measured" / f"{step.name}.{kind}.json" for kind in ("made", "time"))
     facts = workshop.facts(step)
-    scratch = args.work / "openvino"
-    conditions = Conditions(args.rounds, args.threads, args.openvino, scratch)
+    conditions = Conditions(args.rounds, args.threads, args.openvino)
     of_times = {
         **facts,
         **_conditions(args),

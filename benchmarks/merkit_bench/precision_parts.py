@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from merkit.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 from merkit.contract import StepSpec, canonical
@@ -31,7 +30,6 @@ from merkit_export.precision.material import made_up_material
 from merkit_export.precision.search import Budget
 from merkit_export.precision.variants import Calibration, Maker
 from merkit_export.storage import file_bytes
-from merkit_export.tensorrt.restate import unclip
 from merkit_export.tolerance import LEAST_COSINE
 from merkit_training.recipe import Recipe, load_recipe
 from merkit_training.runs import read_json, write_json
@@ -196,21 +194,6 @@ def best(
     for key in ("schema", "contract_id", "bundle_id", "step_digests", "content", "contract"):
         del details[key]
     return write_manifest(out, bundle.contract, digests, details)
-
-
-def unclipped(path: Path, folder: Path) -> Path:
-    """A graph as OpenVINO computes it rightly, in `folder`. Its provider (1.24) makes 0 of whole
-    numbers that are clipped from below alone: every length is 0 then, and every feature."""
-    model = onnx.load(path, load_external_data=False)
-    unclip(model.graph)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    made = folder / path.name
-    made.write_bytes(model.SerializeToString())
-    beside = path.with_name(f"{path.name}.data")
-    if beside.exists():
-        os.link(beside, folder / beside.name)
-    return made
 
 
 def kept(path: Path, facts: Mapping[str, Any], measure: Callable[[], Any], say: Say) -> Any:

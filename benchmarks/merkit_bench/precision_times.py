@@ -28,7 +28,6 @@ from merkit.errors import MerkitError
 from merkit.ort import import_onnxruntime
 from merkit.ragged import graph_feed
 from merkit_bench.openvino import OpenVino
-from merkit_bench.precision_parts import unclipped
 from merkit_bench.summary import percentiles
 from merkit_export.origin import Origin
 from merkit_export.precision.kinds import REFERENCE
@@ -53,8 +52,6 @@ class Conditions:
     threads: int
     openvino: Path | None = None
     """A Python that has onnxruntime-openvino."""
-    scratch: Path = Path("out/precision/openvino")
-    """Where its copies of graphs go."""
 
 
 def time_encoder(
@@ -90,9 +87,8 @@ def time_encoder(
         )
     if conditions.openvino is not None:
         feed = graph_feed(step, [given])
-        path = unclipped(files[REFERENCE], conditions.scratch / step.name)
         for hint in ("f32", "bf16"):
-            found |= _against_openvino(step, runs, path, feed, hint, conditions)
+            found |= _against_openvino(step, runs, files[REFERENCE], feed, hint, conditions)
     return {"gflop": flops / 1e9, "gemm_gflops": peaks, "contenders": found}
 
 

@@ -33,6 +33,7 @@ from merkit_export.compact import compact
 from merkit_export.ragged import Unragged
 from merkit_export.speech.trim import trim
 from merkit_export.storage import LIMIT, weight_bytes
+from merkit_export.unclip import unclip
 from merkit_training.encoders.adopted import AdoptedEncoder
 
 OPSET = 20
@@ -141,6 +142,7 @@ def seal(model: onnx.ModelProto, step: StepSpec, contract: Contract) -> None:
     _check_wire(graph.input, graph_inputs(step, contract.tensors), step.name)
     _check_wire(graph.output, {n: contract.tensors[n] for n in step.outputs}, step.name)
     strip(graph)
+    unclip(graph)
     for function in model.functions:
         del function.metadata_props[:]
         function.doc_string = ""

@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 from conftest import REPOSITORY
-from onnx import TensorProto, helper, numpy_helper
 
 from merkit.bundle import Bundle, onnx_steps
 from merkit.contract import StepSpec
@@ -23,7 +21,6 @@ from merkit_bench.precision_parts import (
     held,
     kept,
     reference,
-    unclipped,
     untrained,
     without_chain,
 )
@@ -163,17 +160,3 @@ def test_graphs_that_were_written_are_not_written_again(
     assert made.manifest["step_digests"]["fusion"] == "digest of fusion"
     assert "digests.json" not in {path.name for path in out.iterdir()}
     assert reference(random_run, out, lambda _: None).bundle_id == made.bundle_id
-
-
-def test_openvino_gets_a_graph_without_clips_of_whole_numbers(tmp_path: Path) -> None:
-    wire = [helper.make_tensor_value_info(n, TensorProto.INT64, ["n"]) for n in "xy"]
-    least = helper.make_tensor("least", TensorProto.INT64, [], [0])
-    weight = helper.make_tensor("weight", TensorProto.FLOAT, [4], [1.0] * 4)
-    clip = helper.make_node("Clip", ["x", "least"], ["y"])
-    model = helper.make_model(helper.make_graph([clip], "g", *([v] for v in wire), [least, weight]))
-    path = tmp_path / "1" / "model.onnx"
-    path.parent.mkdir()
-    onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
-    made = onnx.load(unclipped(path, tmp_path / "2"))
-    assert [node.op_type for node in made.graph.node] == ["Max"]
-    assert numpy_helper.to_array(made.graph.initializer[1]).tolist() == [1.0] * 4

@@ -23,6 +23,7 @@ from merkit_export.tensorrt.operators import SUPPORTED
 from merkit_export.tensorrt.preflight import preflight, profile_findings, summary
 from merkit_export.tensorrt.profiles import Sizes, audio_buckets, profiles_of, step_profiles
 from merkit_export.tensorrt.restate import restate
+from merkit_export.unclip import unclip
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLOAT, INT8, INT32, INT64 = (getattr(TensorProto, n) for n in ("FLOAT", "INT8", "INT32", "INT64"))
@@ -302,6 +303,15 @@ def test_clips_of_whole_numbers_become_maxima_and_minima() -> None:
         ("Min", ["x", "high"]),
         ("Relu", ["x"]),
     ]
+
+
+def test_no_shipped_graph_clips_whole_numbers(demonstration: Bundle) -> None:
+    for step in demonstration.contract.steps:
+        if step.kind == "onnx":
+            model = onnx.load(demonstration.model_path(step.name))
+            before = [n.op_type for n in model.graph.node]
+            unclip(model.graph)
+            assert [n.op_type for n in model.graph.node] == before, step.name
 
 
 def test_profiles_follow_from_the_contract(demonstration: Bundle, tmp_path: Path) -> None:

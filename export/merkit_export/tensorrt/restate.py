@@ -11,35 +11,13 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-WHOLE = (TensorProto.INT32, TensorProto.INT64)
+from merkit_export.unclip import unclip
 
 
 def restate(model: onnx.ModelProto) -> bool:
     """Rewrites the graph in place; whether weights in it are no longer as they are stored."""
     unclip(model.graph)
     return _fold(model)
-
-
-def unclip(graph: onnx.GraphProto) -> None:
-    """Clip of whole numbers becomes Max and Min; the type of its bounds tells it."""
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        bounds = {
-            kind: name
-            for kind, name in zip(("Max", "Min"), node.input[1:], strict=False)
-            if node.op_type == "Clip" and name in stored and stored[name].data_type in WHOLE
-        }
-        value = node.input[0] if node.input else ""
-        for index, (kind, bound) in enumerate(bounds.items(), 1):
-            last = index == len(bounds)
-            made = node.output[0] if last else f"{node.output[0]}.{kind.lower()}"
-            nodes.append(helper.make_node(kind, [value, bound], [made], f"{node.name}.{kind}"))
-            value = made
-        if not bounds:
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def _fold(model: onnx.ModelProto) -> bool:
