@@ -31,6 +31,7 @@ from merkit_bench.precision_parts import (
     Candidate,
     Workshop,
     best,
+    close,
     held,
     kept,
     reference,
@@ -39,6 +40,7 @@ from merkit_bench.precision_parts import (
 from merkit_bench.summary import machine, percentiles
 from merkit_export.origin import read_origin
 from merkit_export.precision.kinds import REFERENCE, searched_steps
+from merkit_export.precision.material import same_corpus
 
 SAMPLE = Path("docs/media/sample.mp4")
 PACKAGES = ("torch", "onnxruntime")
@@ -51,6 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--work", type=Path, default=Path("out/precision"), help="kept between runs"
     )
+    parser.add_argument(
+        "--corpus", type=Path,
+        help="its train clips calibrate, its val clips judge; default: made-up clips do, which are "
+        "far from real ones",
+    )  # fmt: skip
     parser.add_argument("--clip", type=Path, default=SAMPLE, help="with a .txt of words beside it")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -83,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
 def bench(args: argparse.Namespace) -> dict[str, Any] | None:
     """Everything on checked arguments, as plain values; None where nothing was to be timed."""
     say = Clock()
+    if args.corpus is not None:
+        same_corpus(args.corpus, None)
     say("weights")
     run = untrained(args.recipe, args.work / "run")
     say("graphs in float32")
@@ -103,7 +112,12 @@ def bench(args: argparse.Namespace) -> dict[str, Any] | None:
     whole = {}
     if len(encoders) == len(steps):
         whole = _whole(run, bundle, chosen, args, say)
-    about = {"recipe": args.recipe.stem, "rounds": args.rounds, "threads": args.threads}
+    about = {
+        "recipe": args.recipe.stem,
+        "corpus": args.corpus and args.corpus.name,
+        "rounds": args.rounds,
+        "threads": args.threads,
+    }
     about |= {name: version(name) for name in PACKAGES}
     return {
         "about": {**about, **machine()},
@@ -114,8 +128,13 @@ def bench(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def fastest(found: dict[str, Any]) -> str:
-    """Of an encoder's candidates that pass the gate of random weights, the fastest."""
-    passed: list[str] = [c["precision"] for c in found["candidates"].values() if c["passes"]]
+    """Of an encoder's candidates that pass the gate of random weights, on the clip that is timed,
+    too, the fastest."""
+    passed: list[str] = [
+        name
+        for name, made in found["candidates"].items()
+        if made["passes"] and close(name, found["contenders"][name]["cosine"])
+    ]
     return min(passed, key=lambda name: float(found["contenders"][name]["p50"]))
 
 
@@ -126,7 +145,7 @@ def _encoder(
     from merkit_bench.precision_times import Conditions, time_encoder
 
     asked = not args.only or step.name in args.only
-    workshop = Workshop(bundle, args.work / "candidates", args.threads)
+    workshop = Workshop(bundle, args.work / "candidates", args.threads, args.corpus)
     made, timed = (args.work / "measured" / f"{step.name}.{kind}.json" for kind in ("made", "time"))
     facts = workshop.facts(step)
     conditions = Conditions(args.rounds, args.threads, args.openvino)
@@ -184,7 +203,7 @@ def _whole(
     run: Path, bundle: Bundle, chosen: dict[str, str], args: argparse.Namespace, say: Clock
 ) -> dict[str, Any]:
     """Clip to answer: PyTorch, and the bundle with each encoder as chosen."""
-    workshop = Workshop(bundle, args.work / "candidates", args.threads)
+    workshop = Workshop(bundle, args.work / "candidates", args.threads, args.corpus)
     files = {
         name: workshop.path(bundle.contract.step(name), precision)
         for name, precision in chosen.items()

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from merkit.bundle import MANIFEST, Bundle, open_bundle, write_manifest
+from merkit.bundle import MANIFEST, Bundle, open_bundle, sha256_file, write_manifest
 from merkit.contract import StepSpec, canonical
 from merkit.errors import InvalidInputError, MerkitError
 from merkit_export.build import export_steps, manifest_details, take_files
@@ -26,7 +26,13 @@ from merkit_export.origin import read_origin
 from merkit_export.precision import admit
 from merkit_export.precision.judge import Judge
 from merkit_export.precision.kinds import PRECISIONS, REFERENCE, candidates, target
-from merkit_export.precision.material import made_up_material
+from merkit_export.precision.material import (
+    CALIBRATION,
+    CARD,
+    JUDGEMENT,
+    corpus_material,
+    made_up_material,
+)
 from merkit_export.precision.search import Budget
 from merkit_export.precision.variants import Calibration, Maker
 from merkit_export.storage import file_bytes
@@ -36,8 +42,8 @@ from merkit_training.runs import read_json, write_json
 from merkit_training.stages import SPEECH
 from merkit_training.untrained import write_untrained_run
 
-CLIPS = 4
-"""Made-up ones, to calibrate on and to judge by: a second for each of a large encoder's."""
+CLIPS = 12
+"""To calibrate on, and as many to judge by."""
 Say = Callable[[str], None]
 
 
@@ -90,7 +96,7 @@ class Candidate:
     precision: str
     bytes: int = 0
     cosine: float = 1.0
-    """The least of a made-up clip's features with those in float32."""
+    """The least of a clip's features with those in float32."""
     neighbour: float = 0.0
     """Change beside loud neighbours, relative to the largest feature."""
     refused: str = ""
@@ -98,8 +104,13 @@ class Candidate:
     @property
     def passes(self) -> bool:
         """Whether a build with random weights might take it."""
-        least = max(Budget().cosine, LEAST_COSINE.get(self.precision, 0.0))
-        return not self.refused and (self.precision == REFERENCE or self.cosine >= least)
+        return not self.refused and close(self.precision, self.cosine)
+
+
+def close(precision: str, cosine: float) -> bool:
+    """Whether features this near to float32 are the same by the gate of random weights."""
+    least = max(Budget().cosine, LEAST_COSINE.get(precision, 0.0))
+    return precision == REFERENCE or cosine >= least
 
 
 class Workshop:
@@ -107,16 +118,23 @@ class Workshop:
 
     Args:
         bundle: the reference, in float32.
-        folder: where candidates and features lie.
+        folder: where candidates and features lie, those of a corpus apart.
         threads: of every session.
+        corpus: its `train` clips calibrate, its `val` clips judge; None: made-up ones do.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path, threads: int) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, threads: int, corpus: Path | None) -> None:
         contract = bundle.contract
-        self.judge = Judge(
-            bundle, made_up_material(contract, 2000, CLIPS), threads, "cpu", races=False
-        )
-        calibrating = made_up_material(contract, 1000, CLIPS)
+        self.clips = sha256_file(corpus / CARD) if corpus else "made up"
+        if corpus:
+            folder, cache = folder / self.clips[:12], folder / "clips"
+            calibrating, judging = (
+                corpus_material(corpus, split, CLIPS, contract, cache)
+                for split in (CALIBRATION, JUDGEMENT)
+            )
+        else:
+            calibrating, judging = (made_up_material(contract, s, CLIPS) for s in (1000, 2000))
+        self.judge = Judge(bundle, judging, threads, "cpu", races=False)
         self.maker = Maker(
             bundle,
             target("cpu"),
@@ -154,7 +172,8 @@ class Workshop:
         """What decides a candidate's file."""
         digest = self.judge.bundle.manifest["step_digests"][step.name]
         names = [p.name for p in candidates(self.maker.target, step)]
-        return {"graph": digest, "tried": names, "calibration": asdict(self.maker.calibration)}
+        how = {"calibration": asdict(self.maker.calibration), "clips": self.clips}
+        return {"graph": digest, "tried": names, **how}
 
     def close(self) -> None:
         """Frees the sessions."""
