@@ -12,7 +12,8 @@ import re
 from typing import Any
 
 SURVIVES = (2, 67)
-"""The server's own version in the release 26.03 (core PR #466)."""
+"""The server's own version in the release 26.03, which mended it (core PR #466). Counted from the
+monthly releases (24.10 is 2.51), not read: no server of that release was at hand."""
 UNHEARD = 600.0  # seconds after which nothing will come of a call any more
 LEAVE = 10.0  # seconds that closing waits for calls that were left
 
